@@ -1,0 +1,10 @@
+"""Gimbal: training-free stabilizers for diffusion sampling, as ComfyUI nodes and as a torch library."""
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    """ComfyUI's entry point. The import is here, so that `import gimbal.core` needs torch alone."""
+    from .nodes import GimbalExtension
+
+    return GimbalExtension()

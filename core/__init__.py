@@ -1,0 +1,1 @@
+"""Pure torch kernels: no ComfyUI, no I/O, no logging."""

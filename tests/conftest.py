@@ -1,0 +1,18 @@
+"""Make the repository importable as `gimbal` without putting its root, whose `nodes` would shadow ComfyUI's, on sys.path."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def register_package() -> None:
+    spec = importlib.util.spec_from_file_location("gimbal", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["gimbal"] = package
+    spec.loader.exec_module(package)
+
+
+if "gimbal" not in sys.modules:
+    register_package()
