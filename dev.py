@@ -1,0 +1,105 @@
+"""The one command for working on Gimbal. Python 3.11+, nothing else needed; everything it makes lies under .dev/.
+
+    python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
+    python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI)
+    python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
+    python dev.py bench      benchmarks, as ratios within one run
+    python dev.py train      train the demo model anew
+    python dev.py lock       make the lock files anew
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from devkit import comfyui, environment, lock
+from devkit.paths import ROOT, Stop
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str, host: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        if host:
+            sub.add_argument("--comfyui", type=Path, metavar="PATH", help="use this ComfyUI instead of the pinned one")
+        return sub
+
+    command("demo", demo, "Run the bundled demo workflow in a real ComfyUI and write its pictures.")
+    test_parser = command("test", test, "Run the tests; what follows is passed on to pytest.")
+    test_parser.add_argument("--quick", action="store_true", help="only what needs no ComfyUI")
+    command("comfyui", play, "Start ComfyUI with the pack and the demo model; what follows is passed on to it.")
+    command("bench", bench, "Run the benchmarks named, or all of them.", host=False)
+    command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
+    command("lock", relock, "Make devkit/locks anew.", host=False)
+    args, rest = parser.parse_known_args()
+    # Not a module of ours: a bare `nodes` on the path would shadow ComfyUI's.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        return args.function(args, rest)
+    except Stop as stop:
+        print(f"dev.py: {stop}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndev.py: stopped. Run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def demo(args: argparse.Namespace, rest: list[str]) -> int:
+    return _script("demo/run.py", args, rest)
+
+
+def play(args: argparse.Namespace, rest: list[str]) -> int:
+    return _script("demo/play.py", args, rest)
+
+
+def train(args: argparse.Namespace, rest: list[str]) -> int:
+    return _script("demo/train.py", args, rest)
+
+
+def test(args: argparse.Namespace, rest: list[str]) -> int:
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if args.quick:
+        environment.ensure(environment.QUICK)
+        return environment.run(["-m", "pytest", "--ignore=tests/host", *rest], cwd=ROOT)
+    home = _host(args)
+    return environment.run(["-m", "pytest", f"--comfyui={home}", *rest], cwd=ROOT)
+
+
+def bench(args: argparse.Namespace, rest: list[str]) -> int:
+    environment.ensure(environment.QUICK)
+    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+    chosen = [name for name in rest if not name.startswith("-")] or known
+    for name in chosen:
+        if name not in known:
+            raise Stop(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
+        code = environment.run([ROOT / "benchmarks" / f"{name}.py", *[r for r in rest if r.startswith("-")]], cwd=ROOT)
+        if code:
+            return code
+    return 0
+
+
+def relock(args: argparse.Namespace, rest: list[str]) -> int:
+    environment.ensure(())
+    lock.make()
+    return 0
+
+
+def _host(args: argparse.Namespace) -> Path:
+    if args.comfyui is not None:
+        comfyui.locate(args.comfyui)  # a wrong path is said before anything is installed
+    environment.ensure(environment.FULL)
+    return comfyui.locate(args.comfyui)
+
+
+def _script(script: str, args: argparse.Namespace, rest: list[str]) -> int:
+    return environment.run([ROOT / script, "--comfyui", _host(args), *rest], cwd=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
