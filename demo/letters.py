@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from gimbal_demo.conditioning import CLASSES
 from torch import Generator, Tensor
 
-CLASSES = "GIMBALEKRS"
 SIZE = 64
 
 # (package, folder inside it, file names without extension)

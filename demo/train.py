@@ -10,6 +10,7 @@ safetensors metadata and in demo/README.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -18,14 +19,13 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import conditioning
-import latent
 import letters
+from gimbal_demo import conditioning, latent
 
 DEPTH = 3  # ComfyUI reads depth off the width: hidden = 64 * depth, one head per 64
 POSITIONS = 16  # patches a side that have a position: twice the trained 8, so that larger canvases run
@@ -144,18 +144,23 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="part of the recipe: sums are taken in another order")
+    parser.add_argument("--start", type=Path, help="go on from this file's weights, with a schedule of its own")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     network = build_network(args.comfyui)
+    if args.start is not None:
+        network.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
     start = time.monotonic()
     weights, loss = train(network, args.glyphs, args.iterations, args.rate, args.seed)
     record = {
-        "classes": letters.CLASSES,
+        "classes": conditioning.CLASSES,
         "glyphs": args.glyphs,
         "iterations": args.iterations,
         "batch": BATCH,
+        "peak_rate": args.rate,
+        "start_sha256": hashlib.sha256(args.start.read_bytes()).hexdigest() if args.start else None,
         "seed": args.seed,
         "seconds": round(time.monotonic() - start),
         "final_loss": round(loss, 4),

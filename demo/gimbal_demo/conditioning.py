@@ -5,8 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CLASSES = "GIMBALEKRS"
 WIDTH = 32
 TOKENS = 2
+
+
+def labels(text: str) -> Tensor:
+    """Class indices (N,) of the letters of `text`. ValueError for an unknown or missing letter."""
+    unknown = sorted(set(text.upper()) - set(CLASSES))
+    if unknown or not text:
+        raise ValueError(
+            f"Demo: Letters: text {text!r} must be letters out of {CLASSES}; "
+            + (f"leave out {' '.join(unknown)}." if unknown else "type at least one.")
+        )
+    return torch.tensor([CLASSES.index(letter) for letter in text.upper()])
 
 
 def codes(labels: Tensor) -> tuple[Tensor, Tensor]:

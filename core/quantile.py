@@ -1,0 +1,140 @@
+"""Exact per-sample quantiles that neither sort nor copy everything, for latents of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Elements per chunk, widest first. Wide chunks make the first pass cheap, narrow ones leave fewer candidates.
+CHUNKS = (64, 32)
+
+
+def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
+    """Quantiles of each sample over all its finite elements, with linear interpolation.
+
+    Source: the quantiles of QSilk Eq. 1, as torch.quantile defines them. Differences from it: no limit on the number
+    of elements; half precision is accepted; the rank q * (n - 1) is exact, where torch.quantile rounds it to float32
+    (off by up to half a rank at 2^24 elements); NaN and infinities take no part instead of turning all into NaN.
+
+    Args:
+        x: (B, ...), any float dtype, at least one element per sample. float64 is rounded to float32 first, so a
+            magnitude beyond float32's range counts as infinite.
+        q: one quantile or several, each in [0, 1]; 0 is the smallest finite element, 1 the largest.
+    Returns:
+        (len(q), B), float32, on x's device. Sample b depends on sample b only; NaN where it has no finite element.
+        Off the CPU nothing waits for the device.
+    Raises:
+        ValueError: x is not a float tensor with a batch and an element, or a quantile is out of [0, 1].
+    """
+    levels = _checked_levels(x, q)
+    flat = x.detach().flatten(1).float()  # (B, n)
+    size = flat.shape[1]
+    all_finite = on_host(x) and _all_finite(flat)
+    finite = None if all_finite else flat.isfinite()
+
+    # Each quantile is read from the end it is nearer to; one pass per end serves all quantiles there.
+    result: list[Tensor | None] = [None] * len(levels)
+    for largest in (False, True):
+        wanted = [i for i, level in enumerate(levels) if (level > 0.5) == largest]
+        if not wanted:
+            continue
+        depth = max(_depth(levels[i], size, largest) for i in wanted)
+        # Elements that are not finite rank behind all others.
+        source = flat if all_finite else flat.where(finite, -torch.inf if largest else torch.inf)
+        tail = _extremes(source, depth, largest)  # (B, depth), the most extreme first
+        for i in wanted:
+            if all_finite:
+                result[i] = _interpolate(tail, levels[i], size, largest)
+            else:
+                result[i] = _interpolate_counted(tail, levels[i], finite.sum(1), largest)
+    return torch.stack(result)
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether looking at x's values is free. On an accelerator it would stall the sampler until the device is done."""
+    return x.device.type == "cpu"
+
+
+def _checked_levels(x: Tensor, q: Sequence[float] | float) -> list[float]:
+    if not x.is_floating_point():
+        raise ValueError(f"sample_quantiles: x has dtype {x.dtype}; convert it to a float dtype.")
+    if x.ndim < 2 or x[:1].numel() == 0 < x.shape[0]:
+        raise ValueError(f"sample_quantiles: x has shape {tuple(x.shape)}; pass (B, ...) with at least one element.")
+    levels = [float(q)] if isinstance(q, (int, float)) else [float(level) for level in q]
+    if not levels or not all(0.0 <= level <= 1.0 for level in levels):
+        raise ValueError(f"sample_quantiles: q is {q}; pass one or more quantiles between 0 and 1.")
+    return levels
+
+
+def _all_finite(flat: Tensor) -> bool:
+    if flat.shape[0] == 0:
+        return False
+    low, high = flat.aminmax()  # NaN in any element makes both NaN
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def _fixed_point_rank(level: float, count: int | Tensor) -> int | Tensor:
+    """level * (count - 1) * 2^30. In whole numbers: float32 cannot hold a rank, Apple GPUs have no float64."""
+    high, low = divmod(round(level * 2**60), 2**30)
+    return (count - 1) * high + ((count - 1) * low >> 30)
+
+
+def _depth(level: float, size: int, largest: bool) -> int:
+    """How many elements from its end hold this quantile's two neighbours; fewer finite elements need no more."""
+    rank = _fixed_point_rank(level, size) >> 30
+    return size - rank if largest else min(rank + 2, size)
+
+
+def _interpolate(tail: Tensor, level: float, size: int, largest: bool) -> Tensor:
+    below, weight = divmod(_fixed_point_rank(level, size), 2**30)
+    above = min(below + 1, size - 1)
+    if largest:
+        below, above = size - 1 - below, size - 1 - above
+    return tail[:, below].lerp(tail[:, above], weight / 2**30)
+
+
+def _interpolate_counted(tail: Tensor, level: float, count: Tensor, largest: bool) -> Tensor:
+    """The same where `count` (B,) elements of each sample are finite; NaN where none is."""
+    last = (count - 1).clamp(min=0)
+    rank = _fixed_point_rank(level, last + 1)  # (B,)
+    weight = (rank & (2**30 - 1)).float() / 2**30
+    below = rank >> 30
+    ranks = torch.stack([below, torch.minimum(below + 1, last)], 1)  # (B, 2)
+    if largest:
+        ranks = last[:, None] - ranks
+    below_value, above_value = tail.gather(1, ranks).unbind(1)
+    return below_value.lerp(above_value, weight).where(count > 0, torch.nan)
+
+
+def _extremes(flat: Tensor, k: int, largest: bool) -> Tensor:
+    """The k largest or smallest of each row, sorted; flat (B, n) without NaN -> (B, k).
+
+    They lie in the k chunks whose own extremes are the most extreme. Were one in another chunk, each of the k chosen
+    chunks would hold an element at least as extreme, so one of those can take its place.
+    """
+    size = flat.shape[1]
+    width = next((width for width in CHUNKS if 2 * k * width <= size), None)
+    if width is None:
+        return flat.topk(k, dim=1, largest=largest).values
+    whole = size - size % width
+    chunks = flat[:, :whole].unflatten(1, (-1, width))  # (B, chunks, width)
+    extremes = chunks.amax(2) if largest else chunks.amin(2)
+    bounds, chosen = extremes.topk(k, dim=1, largest=largest, sorted=False)  # (B, k)
+    rest = flat[:, whole:]  # (B, fewer than width)
+    if on_host(flat):
+        rows = [_candidates(*sample, largest) for sample in zip(chunks, chosen, bounds, rest, strict=True)]
+        return torch.stack([row.topk(k, largest=largest).values for row in rows])
+    batch = torch.arange(flat.shape[0], device=flat.device)[:, None]
+    candidates = torch.cat([chunks[batch, chosen].flatten(1), rest], 1)  # (B, k * width + rest)
+    return candidates.topk(k, dim=1, largest=largest).values
+
+
+def _candidates(chunks: Tensor, chosen: Tensor, bounds: Tensor, rest: Tensor, largest: bool) -> Tensor:
+    """What reaches the weakest of the chosen chunks' extremes: k elements at least, as a rule few more."""
+    row = chunks.index_select(0, chosen).view(-1)
+    if rest.numel():
+        row = torch.cat([row, rest])
+    return row[row >= bounds.amin()] if largest else row[row <= bounds.amax()]

@@ -1,0 +1,99 @@
+"""The demo's nodes."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import ComfyExtension, io
+
+from . import conditioning, latent, sheet
+
+SIDE = 16  # latent height and width of the demo's 64x64 pictures
+
+
+class GimbalDemoLetters(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalDemoLetters",
+            display_name="Demo: Letters",
+            category="gimbal/demo",
+            description="Conditioning and empty latents for the demo model: one picture per letter.",
+            inputs=[
+                io.String.Input("text", default="GIMBAL", tooltip=f"Letters out of {conditioning.CLASSES}."),
+                io.Int.Input("rows", default=1, min=1, max=64, tooltip="How often the text is repeated in the batch."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, text: str, rows: int) -> io.NodeOutput:
+        labels = conditioning.labels(text).repeat(rows)
+        positive, negative = (conditioning.codes(which) for which in (labels, torch.full_like(labels, -1)))
+        empty = torch.zeros(len(labels), latent.CHANNELS, SIDE, SIDE)
+        conds = [[[context, {"pooled_output": pooled}]] for context, pooled in (positive, negative)]
+        return io.NodeOutput(*conds, {"samples": empty})
+
+
+class GimbalDemoDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalDemoDecode",
+            display_name="Demo: Decode",
+            category="gimbal/demo",
+            description="Latents of the demo model to pictures.",
+            inputs=[io.Latent.Input("latent")],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict) -> io.NodeOutput:
+        return io.NodeOutput(decode_image(latent["samples"]))
+
+
+def decode_image(samples: torch.Tensor) -> torch.Tensor:
+    """ComfyUI's LATENT of an SD3 model (N, 16, h, w) to its IMAGE (N, H, W, 3) in [0, 1]."""
+    import comfy.latent_formats
+
+    pictures = latent.decode(comfy.latent_formats.SD3().process_in(samples))
+    return pictures.movedim(1, -1) * 0.5 + 0.5
+
+
+class GimbalDemoSheet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalDemoSheet",
+            display_name="Demo: Contact Sheet",
+            category="gimbal/demo",
+            description="Batches of pictures above one another, a labelled band for each.",
+            inputs=[
+                io.Image.Input("first"),
+                io.Image.Input("second", optional=True),
+                io.Image.Input("third", optional=True),
+                io.Image.Input("fourth", optional=True),
+                io.String.Input("title", default=""),
+                io.String.Input("labels", default="plain\nstabilised", multiline=True, tooltip="One line per band."),
+                io.Int.Input("columns", default=6, min=1, max=64),
+            ],
+            outputs=[io.Image.Output(display_name="sheet")],
+        )
+
+    @classmethod
+    def execute(cls, first, title, labels, columns, second=None, third=None, fourth=None) -> io.NodeOutput:
+        bands = [images for images in (first, second, third, fourth) if images is not None]
+        names = labels.splitlines()
+        if len(names) != len(bands):
+            raise ValueError(
+                f"Demo: Contact Sheet: labels has {len(names)} lines for {len(bands)} inputs; give one line for each."
+            )
+        return io.NodeOutput(sheet.contact_sheet(bands, names, title, columns))
+
+
+class GimbalDemoExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [GimbalDemoLetters, GimbalDemoDecode, GimbalDemoSheet]

@@ -1,0 +1,125 @@
+"""Start a real ComfyUI server on this machine and stop it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from . import comfyui
+from .paths import DEV, PYTHON, Stop
+
+START_SECONDS = 300  # a cold disk and one slow core
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A ComfyUI process with its own base directory; a context manager. Nothing is written into its checkout."""
+
+    def __init__(self, home: Path, base: Path, port: int | None = None, arguments: Sequence[str] = ("--cpu",)):
+        self.home, self.base, self.arguments = home, base, tuple(arguments)
+        self.port = port or free_port()
+        self.log = base / "comfyui.log"
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.stop()
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise Stop(f"port {self.port} is taken by another program; choose another with --port.")
+        command = [
+            PYTHON,
+            *("-X", f"pycache_prefix={DEV / 'pycache'}"),
+            self.home / "main.py",
+            *("--base-directory", self.base, "--user-directory", self.base / "user"),
+            *("--database-url", "sqlite:///:memory:", "--listen", "127.0.0.1", "--port", str(self.port)),
+            *("--disable-auto-launch", "--disable-api-nodes", *self.arguments),
+        ]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=self.base,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def get(self, path: str) -> object:
+        """A JSON answer of the server."""
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise Stop(f"ComfyUI {comfyui.version(self.home)} ended while starting. Its log {self._tail()}")
+            try:
+                self.get("/system_stats")
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+            else:
+                self._check_imports()
+                return
+        raise Stop(f"ComfyUI did not answer within {START_SECONDS} s. Its log {self._tail()}")
+
+    def _check_imports(self) -> None:
+        # ComfyUI carries on, and exits 0, when a pack fails to import; here that is an error.
+        failed = [line for line in self.log_lines() if "IMPORT FAILED" in line or "Cannot import" in line]
+        if any("gimbal" in line for line in failed):
+            raise Stop(f"the pack did not import. The log {self._tail()}")
+
+    def log_lines(self) -> list[str]:
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def _tail(self) -> str:
+        return "\n".join([f"({self.log}) ends:", *self.log_lines()[-25:]])
+
+    def _environment(self) -> dict[str, str]:
+        # Up to 0.3.68 ComfyUI insists on a folder of the templates package that newer ones no longer have.
+        stub = DEV / "stubs"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment.pop("PYTHONSAFEPATH", None)
+        if "def templates_path" in (self.home / "app" / "frontend_management.py").read_text(encoding="utf-8"):
+            (stub / "comfyui_workflow_templates" / "templates").mkdir(parents=True, exist_ok=True)
+            (stub / "comfyui_workflow_templates" / "__init__.py").touch()
+            environment["PYTHONPATH"] = str(stub)
+        return environment

@@ -1,0 +1,12 @@
+"""ComfyUI nodes: thin classes around the kernels of core/."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import micrograin
+
+
+class GimbalExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*micrograin.NODES]
