@@ -7,6 +7,7 @@ of two medians of one run, so other work on the machine blurs the ratios less th
 untimed one of the same contestant: none pays for memory that another has given back to the system.
 """
 
+# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -21,7 +22,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import _gimbal  # noqa: F401  (registers the package)
-
 from gimbal.core.micrograin import micrograin
 from gimbal.core.shapes import expand_like
 
@@ -95,9 +95,9 @@ def main() -> None:
 
     print(
         f"torch {torch.__version__}, {options.device}, {options.threads} threads, q = {Q_LOW} / {Q_HIGH}, hard clamp\n"
-    )  # noqa: T201
-    print("| latent | elements | ours, ms | two topk / ours | torch.quantile / ours | ours / aminmax |")  # noqa: T201
-    print("|---|---|---|---|---|---|")  # noqa: T201
+    )
+    print("| latent | elements | ours, ms | two topk / ours | torch.quantile / ours | ours / aminmax |")
+    print("|---|---|---|---|---|---|")
     for shape in SHAPES:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(options.device)
         contestants = {"ours": gimbal_clamp, "topk": topk_clamp, "aminmax": aminmax_clamp}
@@ -115,7 +115,7 @@ def main() -> None:
             sorting,
             f"{ours / time_of['aminmax']:.2f}",
         ]
-        print("| " + " | ".join(cells) + " |")  # noqa: T201
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .quantile import on_host, sample_quantiles
 from .shapes import expand_like
 
 EPSILON = 1e-8  # the eps of QSilk Eq. 1
-FAR = 1e30  # an excess as good as infinite, with which products and quotients stay finite
+FAR = torch.finfo(torch.float32).max / 4  # stands for an infinite excess; sums and products with it stay finite
 
 
 def micrograin(
@@ -34,7 +34,7 @@ def micrograin(
     A sample without spread (d = 0) is all m, so a constant one comes back unchanged.
 
     The quantiles are those of the finite elements. Infinities go to the bounds like any outlier (and stay on a side
-    that is left alone), NaN stays NaN where it is and reaches nothing else.
+    that is left alone), NaN stays NaN where it is and reaches nothing else. Gradients take the bounds as constants.
 
     Args:
         x: latent or x0 prediction, (B, C, *spatial), any float dtype, latent units.
@@ -97,7 +97,7 @@ def _hard(x: Tensor, q_low: float, q_high: float) -> Tensor:
     low_row = 0 if q_low > 0.0 else None
     high_row = -1 if q_high < 1.0 else None
     # Rounding the bounds to x's dtype first equals clamping in float32 and rounding after: rounding keeps the order.
-    if not on_host(x):
+    if not on_host(x) or x.requires_grad:  # clamp(out=...) has no gradient
         low, high = (None if row is None else expand_like(bounds[row], x).to(x.dtype) for row in (low_row, high_row))
         return torch.clamp(x, low, high)
     result = torch.empty_like(x)
@@ -109,11 +109,11 @@ def _hard(x: Tensor, q_low: float, q_high: float) -> Tensor:
 
 
 def _tanh(x: Tensor, middle: Tensor, half_range: Tensor, alpha: float) -> Tensor:
-    return (x - middle).mul_(alpha / (half_range + EPSILON)).tanh_().mul_(half_range).add_(middle)
+    return torch.addcmul(middle, (x - middle).mul_(alpha / (half_range + EPSILON)).tanh_(), half_range)
 
 
 def _smooth(x: Tensor, middle: Tensor, half_range: Tensor, knee: float) -> Tensor:
     core = x.clamp(middle - knee * half_range, middle + knee * half_range)
     room = ((1.0 - knee) * half_range).clamp(min=torch.finfo(torch.float32).tiny)
     excess = (x - core).clamp_(-FAR, FAR)  # 0 in the core
-    return core.addcmul_(excess, excess.abs().add_(room).reciprocal_().mul_(room))
+    return core.addcmul_(excess, room / excess.abs().add_(room))

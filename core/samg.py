@@ -1,8 +1,7 @@
-"""SAMG: guidance whose scale varies over the image with the energy of the guidance itself.
+"""SAMG (arXiv 2604.26503, METHODS.md section 3): a guidance scale that varies over the image with the guidance's energy.
 
-METHODS.md section 3, arXiv 2604.26503. With delta = cond - uncond, E = mean over channels of delta^2 and a scale map
-Omega(E), the guided prediction is uncond + Omega . delta. cond and uncond may be denoised, eps or velocity predictions:
-they differ by one factor per step, and no map here depends on a factor.
+cond and uncond may be denoised, eps or velocity predictions, (B, C, H, W) or (B, C, F, H, W): these differ by one factor
+per step, and no map here depends on a factor. Maps are float32 whatever the input; sample b depends on sample b only.
 """
 
 from __future__ import annotations
@@ -14,31 +13,27 @@ import torch
 from torch import Tensor
 
 from .quantile import sample_quantiles
-from .shapes import expand_like
 
 Normalize = Literal["minmax", "quantile"]
 Curve = Literal["linear", "bound"]
 Scope = Literal["clip", "frame"]
 
-QUANTILES = (0.01, 0.99)
-MIN_CONTRAST = 1e-4  # a relative spread of energies this small is mostly float32 rounding: fade the map out, not noise in
-TINY_ENERGY = 1e-30  # keeps 0/0 out; below the square of anything a half, bfloat16 or sane float32 prediction differs by
+LEVELS = {"minmax": (0.0, 1.0), "quantile": (0.01, 0.99)}  # quantiles of the energy that span its range
+MIN_CONTRAST = 1e-4  # a smaller relative spread is float32 rounding before long: let the map go flat, not noisy
+TINY_ENERGY = 1e-30  # keeps 0/0 out, far below the square of any difference between predictions
 
 
 def guidance_energy(cond: Tensor, uncond: Tensor) -> Tensor:
-    """Energy of the guidance at each position: the mean over channels of (cond - uncond)^2.
+    """Energy E of the guidance at each position: the mean over channels of (cond - uncond)^2.
 
     Source: SAMG, METHODS.md section 3; differences from it: none.
 
-    Args:
-        cond, uncond: the two predictions, (B, C, H, W) or (B, C, F, H, W), same dtype, any space.
     Returns:
-        (B, 1, *spatial), float32 whatever the input, for half would overflow. Sample b depends on sample b only.
+        (B, 1, *spatial), float32: half precision would overflow.
     Raises:
-        ValueError: the predictions differ in shape or dtype, or are no floating-point latents of 4 or 5 dimensions.
+        ValueError: the predictions differ in shape or dtype, or are not floating-point latents of 4 or 5 dimensions.
     """
-    _check_predictions("guidance_energy", cond, uncond)
-    return _energy(_guidance(cond, uncond))
+    return _energy_sum(_guidance("guidance_energy", cond, uncond)) / cond.shape[1]
 
 
 def scale_map(
@@ -50,33 +45,28 @@ def scale_map(
     curve: Curve = "linear",
     scope: Scope = "clip",
 ) -> Tensor:
-    """Guidance scale Omega at each position, in [w_min, w_max]: low where the guidance is strong, high where it is weak.
+    """Guidance scale Omega at each position: w_max where the guidance is weak, down to w_min where it is strong.
 
-    Source: SAMG, METHODS.md section 3 for minmax, linear. E_low and E_high are the extremes (minmax) or the 1 % and 99 %
-    quantiles (quantile) of a sample's energies E.
-        linear  Omega = w_max - (w_max - w_min) clamp((E - E_low)/(E_high - E_low), 0, 1)
-        bound   Omega = clamp(1 + |w_min - 1| sqrt(E_high/E), w_min, w_max), ours: the largest scale that leaves the data
-                manifold, by (Omega - 1)^2 E, no further than w_min does at E_high. E -> 0 gives w_max. With w_min < 1
-                the scale at E_high is the other root 2 - w_min, and with w_min = 1 it is 1 wherever E > 0.
-    Difference from the paper: its 1e-8 in the denominator would tie the map to the space and to the step. Here E_high -
-    E_low is at least 1e-4 E_high instead, equal to the paper's to rounding for any energy with more contrast than that.
-    Equal energy everywhere (cond = uncond too) gives what the formulas give: w_max for linear, as in the paper, and
-    w_min (2 - w_min if that is below 1, at most w_max) for bound, where every position is the strongest.
+    Source: SAMG, METHODS.md section 3: E_hat = (E - E_low)/(E_high - E_low), Omega = w_max - (w_max - w_min) E_hat.
+    Differences from it: the paper's 1e-8 in the denominator ties the map to the space and the step. Here E_high - E_low
+    counts as at least 1e-4 E_high, which is the paper's formula to rounding for any energy of more contrast than that.
+    Equal energy everywhere gives w_max, as in the paper. `quantile`, `bound` and `frame` are ours.
 
     Args:
-        cond, uncond: the two predictions, (B, C, H, W) or (B, C, F, H, W), same dtype, any space.
         w_min, w_max: scales, finite, w_min <= w_max. Equal ones give a constant map.
-        normalize: range of energies: minmax | quantile, which a single outlier does not decide.
-        curve: linear | bound.
-        scope: for video, clip (one range for all frames: no flicker) | frame (each frame its own). Same for images.
+        normalize: E_low and E_high of a sample: minmax (its extremes) | quantile (1 % and 99 %, E_hat clamped to [0, 1]).
+        curve: linear | bound, Omega = clamp(1 + |w_min - 1| sqrt(E_high/E), w_min, w_max): the largest scale whose step
+            off the data manifold, (Omega - 1)^2 E, stays within that of w_min at E_high. E -> 0 gives w_max; equal
+            energy everywhere gives w_min. Below 1, w_min shares its step with 2 - w_min, which is then the scale at
+            E_high; w_min = 1 allows no step, so that Omega = 1 everywhere.
+        scope: of a video: clip (one energy range for all frames: no flicker) | frame (one each). No matter for images.
     Returns:
-        (B, 1, *spatial), float32. Sample b depends on sample b only.
+        (B, 1, *spatial), float32, within [w_min, w_max].
     Raises:
-        ValueError: as guidance_energy, or an unknown option, or w_min and w_max out of order or not finite.
+        ValueError: as guidance_energy; w_min and w_max out of order or not finite; an unknown option.
     """
-    _check_predictions("scale_map", cond, uncond)
     _check_options("scale_map", w_min, w_max, normalize, curve, scope)
-    return _scale(_energy(_guidance(cond, uncond)), w_min, w_max, normalize, curve, scope)
+    return _scale(_energy_sum(_guidance("scale_map", cond, uncond)), w_min, w_max, normalize, curve, scope)
 
 
 def samg(
@@ -88,97 +78,87 @@ def samg(
     curve: Curve = "linear",
     scope: Scope = "clip",
 ) -> Tensor:
-    """Guided prediction uncond + Omega . (cond - uncond), Omega the scale_map of the same arguments.
+    """Guided prediction uncond + Omega . (cond - uncond), Omega and its arguments as in scale_map.
 
-    Source: SAMG, METHODS.md section 3; differences, arguments and errors: see scale_map. cond = uncond comes back as it
-    is, and w_min = w_max is plain CFG.
+    Source: SAMG, METHODS.md section 3; differences from it: scale_map's. Where cond = uncond that value comes back.
 
     Returns:
-        Same shape, dtype and device as uncond. Sample b depends on sample b only.
+        Shape and dtype of the predictions.
+    Raises:
+        ValueError: as scale_map.
     """
-    _check_predictions("samg", cond, uncond)
     _check_options("samg", w_min, w_max, normalize, curve, scope)
-    guidance = _guidance(cond, uncond)
-    scale = _scale(_energy(guidance), w_min, w_max, normalize, curve, scope)
+    guidance = _guidance("samg", cond, uncond)
+    scale = _scale(_energy_sum(guidance), w_min, w_max, normalize, curve, scope)
     return torch.addcmul(uncond.float(), guidance, scale).to(uncond.dtype)
 
 
 def steer_cond(cond: Tensor, uncond: Tensor, scale: Tensor, cfg: float) -> Tensor:
-    """Conditional prediction with which plain CFG at `cfg` gives uncond + scale . (cond - uncond).
+    """Conditional prediction with which the plain CFG that follows gives uncond + scale . (cond - uncond).
 
-    Source: METHODS.md section 3, placement: cond' = uncond + (scale/cfg) . (cond - uncond). For hosts in which CFG
-    follows and should keep its own slot.
+    Source: METHODS.md section 3, placement: cond' = uncond + (scale/cfg) . (cond - uncond); differences from it: none.
 
     Args:
-        cond, uncond: the two predictions, (B, C, H, W) or (B, C, F, H, W), same dtype, any space.
-        scale: (B, 1, *spatial), such as a scale_map. Equal to cfg everywhere it changes cond by rounding only.
-        cfg: the scale of the CFG that follows, finite, not 0.
+        scale: (B, 1, *spatial), as from scale_map. Equal to cfg it changes cond by rounding only.
+        cfg: scale of the CFG that follows, finite and not 0.
     Returns:
-        Same shape, dtype and device as cond. Sample b depends on sample b only.
+        Shape and dtype of the predictions.
     Raises:
-        ValueError: as guidance_energy, or scale does not fit the predictions, or cfg is 0 or not finite.
+        ValueError: as guidance_energy; scale of another shape; cfg 0 or not finite.
     """
-    _check_predictions("steer_cond", cond, uncond)
+    guidance = _guidance("steer_cond", cond, uncond)
     if scale.shape != (cond.shape[0], 1, *cond.shape[2:]):
-        raise ValueError(
-            f"steer_cond: scale has shape {tuple(scale.shape)}, the predictions {tuple(cond.shape)}; "
-            "give one scale per position, (B, 1, *spatial), as scale_map does."
-        )
+        shapes = f"{tuple(scale.shape)}, the predictions {tuple(cond.shape)}"
+        raise ValueError(f"steer_cond: scale has shape {shapes}; give one scale a position, as scale_map does.")
     if cfg == 0 or not math.isfinite(cfg):
-        raise ValueError(f"steer_cond: cfg must be finite and not 0, got {cfg}; without CFG there is nothing to steer.")
-    return torch.addcmul(uncond.float(), _guidance(cond, uncond), scale.float() / cfg).to(cond.dtype)
+        raise ValueError(
+            f"steer_cond: cfg must be finite and not 0, got {cfg}; without CFG there is nothing to steer."
+        )
+    return torch.addcmul(uncond.float(), guidance, scale.float() / cfg).to(cond.dtype)
 
 
-def _guidance(cond: Tensor, uncond: Tensor) -> Tensor:
-    return cond.float() - uncond.float()  # upcast first: the difference of two halves is mostly their rounding
+def _guidance(name: str, cond: Tensor, uncond: Tensor) -> Tensor:
+    if cond.shape != uncond.shape or cond.dtype != uncond.dtype:
+        pair = f"cond {tuple(cond.shape)} {cond.dtype}, uncond {tuple(uncond.shape)} {uncond.dtype}"
+        raise ValueError(f"{name}: got {pair}; give both predictions of one model at one step.")
+    if cond.ndim not in (4, 5) or 0 in cond.shape[1:] or not cond.is_floating_point():
+        got = f"{tuple(cond.shape)} {cond.dtype}"
+        raise ValueError(f"{name}: cond is {got}; give a floating-point (B, C, H, W) or (B, C, F, H, W) latent.")
+    return cond.float() - uncond.float()  # upcast first: the difference of two halves may be mostly their rounding
 
 
-def _energy(guidance: Tensor) -> Tensor:
-    return guidance.square().mean(1, keepdim=True)
+def _energy_sum(guidance: Tensor) -> Tensor:
+    return guidance.square().sum(1, keepdim=True)  # the map knows only ratios: no need to divide by the channels
 
 
 def _scale(energy: Tensor, w_min: float, w_max: float, normalize: str, curve: str, scope: str) -> Tensor:
-    per_frame = scope == "frame" and energy.ndim == 5
-    maps = energy.flatten(0, 2 if per_frame else 1)  # (maps, *positions): each has a range of energies of its own
+    maps = energy.shape[0] * (energy.shape[2] if scope == "frame" and energy.ndim == 5 else 1)
+    flat = energy.reshape(maps, -1)  # (maps, positions), each row with an energy range of its own
+    low_level, high_level = LEVELS[normalize]
     if curve == "linear":
-        low, high = _energy_range(maps, normalize)
+        low, high = _energy_at(flat, low_level), _energy_at(flat, high_level)
         spread = torch.maximum(high - low, high * MIN_CONTRAST).clamp_min(TINY_ENERGY)
-        scale = (maps - low) * ((w_min - w_max) / spread) + w_max
+        scale = (flat - low).div_(spread).mul_(w_min - w_max).add_(w_max)
     else:
-        maps = maps.clamp_min(TINY_ENERGY)
-        _, high = _energy_range(maps, normalize)
-        scale = maps.rsqrt() * (high.sqrt() * abs(w_min - 1.0)) + 1.0
-    return scale.clamp(w_min, w_max).reshape_as(energy)  # energies outside the range, and rounding at its ends
+        flat = flat.clamp_min(TINY_ENERGY)
+        scale = flat.rsqrt().mul_(_energy_at(flat, high_level).sqrt() * abs(w_min - 1.0)).add_(1.0)
+    return scale.clamp_(w_min, w_max).reshape(energy.shape)  # outside the energy range, and rounding at its ends
 
 
-def _energy_range(maps: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
-    if normalize == "quantile":
-        low, high = sample_quantiles(maps, QUANTILES)  # (maps,) each
-        return expand_like(low, maps), expand_like(high, maps)
-    positions = tuple(range(1, maps.ndim))
-    return maps.amin(positions, keepdim=True), maps.amax(positions, keepdim=True)
-
-
-def _check_predictions(name: str, cond: Tensor, uncond: Tensor) -> None:
-    if cond.shape != uncond.shape or cond.dtype != uncond.dtype:
-        raise ValueError(
-            f"{name}: cond is {tuple(cond.shape)} {cond.dtype}, uncond {tuple(uncond.shape)} {uncond.dtype}; "
-            "give both predictions of one model at one step."
-        )
-    if cond.ndim not in (4, 5) or not cond.is_floating_point():
-        raise ValueError(
-            f"{name}: cond must be a float (B, C, H, W) or (B, C, F, H, W), got {tuple(cond.shape)} {cond.dtype}; "
-            "bring the latent into one of these shapes."
-        )
+def _energy_at(flat: Tensor, level: float) -> Tensor:
+    if level == 0.0:
+        return flat.amin(1, keepdim=True)
+    return flat.amax(1, keepdim=True) if level == 1.0 else sample_quantiles(flat, level)[0, :, None]
 
 
 def _check_options(name: str, w_min: float, w_max: float, normalize: str, curve: str, scope: str) -> None:
     if not -math.inf < w_min <= w_max < math.inf:
-        raise ValueError(f"{name}: w_min must be finite and at most w_max, got w_min={w_min}, w_max={w_max}; swap them.")
-    for option, value, known in (
-        ("normalize", normalize, ("minmax", "quantile")),
-        ("curve", curve, ("linear", "bound")),
-        ("scope", scope, ("clip", "frame")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}: {option} must be one of {known}, got {value!r}; choose one of them.")
+        raise ValueError(f"{name}: w_min={w_min}, w_max={w_max} are not finite and in order; give w_min <= w_max.")
+    _check_choice(name, "normalize", normalize, tuple(LEVELS))
+    _check_choice(name, "curve", curve, ("linear", "bound"))
+    _check_choice(name, "scope", scope, ("clip", "frame"))
+
+
+def _check_choice(name: str, option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: {option} is {value!r}; choose one of {', '.join(known)}.")

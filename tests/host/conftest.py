@@ -1,0 +1,66 @@
+"""Fixtures around a real ComfyUI: in this process for sampling, as a server for everything over HTTP."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def comfyui_home(request) -> Path:
+    home = request.config.getoption("--comfyui")
+    if home is None:
+        pytest.skip("no ComfyUI given; `python dev.py test` gives one")
+    return home.resolve()
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui_home):
+    """ComfyUI imported into this process, on the CPU. Its command line is read at import, hence the detour."""
+    sys.path.insert(0, str(comfyui_home))
+    saved, sys.argv = sys.argv, ["pytest", "--cpu", "--disable-xformers"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.sample
+    import comfy.sd
+
+    sys.argv = saved
+    return comfy
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    """As ComfyUI's executor does for all nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(comfy, tmp_path_factory):
+    """`tiny(family)`: a small random model of that family, loaded as "Load Diffusion Model" does."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parent / "tiny_models.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_models"] = module
+    spec.loader.exec_module(module)
+    return module.Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_home, tmp_path_factory):
+    """A server with the pack installed as published, and the demo's nodes and model."""
+    from devkit import base
+    from devkit.server import Server
+
+    with Server(comfyui_home, base.make(tmp_path_factory.mktemp("comfyui"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def artefacts(request) -> Path:
+    folder = request.config.getoption("--artefacts")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
