@@ -1,11 +1,11 @@
 """The one command for working on Gimbal. Python 3.11+, nothing else needed; everything it makes lies under .dev/.
 
-    python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
-    python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI)
-    python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
-    python dev.py bench      benchmarks, as ratios within one run
-    python dev.py train      train the demo model anew
-    python dev.py lock       make the lock files anew
+python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
+python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI)
+python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
+python dev.py bench      benchmarks, as ratios within one run
+python dev.py train      train the demo model anew
+python dev.py lock       make the lock files anew
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ of two medians of one run, so other work on the machine blurs the ratios less th
 untimed one of the same contestant: none pays for memory that another has given back to the system.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -22,6 +21,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import _gimbal  # noqa: F401  (registers the package)
+
 from gimbal.core.micrograin import micrograin
 from gimbal.core.shapes import expand_like
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .confidence import gradient_confidence
-from .tiles import Block, Grid, as_frames, blocks, tile_grid, tile_statistics
+from .tiles import Grid, as_frames, blocks, tile_grid, tile_statistics
 
 EPSILON = 1e-8  # the eps of Alg. 1 line 7
 RAREST = 1e-6  # quantiles of Eq. 2 stay this far from 0 and 1, where the normal distribution has no bound
+
+_Clip = Callable[[Tensor, Iterator[Tensor], Tensor], Tensor]
 
 
 class AQClipState:
@@ -105,7 +107,11 @@ def aqclip(
     grid = tile_grid(x.shape[-2], x.shape[-1], tile, stride)
     certainty = _tile_confidence(x, grid, tile, stride, confidence)
     mean, variance = tile_statistics(frames, grid)
-    bounds = _paper(mean, variance, certainty) if corridor == "paper" else _widening(mean, variance, certainty, k_min, k_max)
+    bounds = (
+        _paper(mean, variance, certainty)
+        if corridor == "paper"
+        else _widening(mean, variance, certainty, k_min, k_max)
+    )
     if state is not None:
         bounds = state.average(bounds, ema_beta, (x.shape, tile, stride), step)
     varies = variance > 0.0
@@ -115,3 +121,109 @@ def aqclip(
     return result
 
 
+def _check(alpha: float, ema_beta: float, corridor: str, form: str, knee: float, k_min: float, k_max: float) -> None:
+    if corridor not in ("paper", "widening"):
+        raise ValueError(f"aqclip: corridor is {corridor!r}; use 'paper' or 'widening'.")
+    if form not in ("tanh", "smooth"):
+        raise ValueError(f"aqclip: form is {form!r}; use 'tanh' or 'smooth'.")
+    if not 0.0 < alpha < math.inf:
+        raise ValueError(f"aqclip: alpha is {alpha}; use a finite value above 0.")
+    if not 0.0 <= ema_beta < 1.0:
+        raise ValueError(f"aqclip: ema_beta is {ema_beta}; use 0 (forget) up to, not including, 1.")
+    if not 0.0 <= knee <= 1.0:
+        raise ValueError(f"aqclip: knee is {knee}; use a value between 0 and 1.")
+    if not 0.0 <= k_min <= k_max < math.inf:
+        raise ValueError(
+            f"aqclip: need 0 <= k_min <= k_max, got k_min={k_min}, k_max={k_max}; lower k_min or raise k_max."
+        )
+
+
+def _tile_confidence(x: Tensor, grid: Grid, tile: int, stride: int, confidence: Tensor | None) -> Tensor:
+    """(B, F, rows, columns), F = 1 for an image."""
+    if confidence is None:
+        confidence = gradient_confidence(x, tile, stride)
+    expected = (x.shape[0], *x.shape[2:-2], *grid.shape)
+    if confidence.shape != expected:
+        raise ValueError(
+            f"aqclip: confidence has shape {tuple(confidence.shape)}, the tile grid of x is {expected}; "
+            "pool it with confidence.tile_confidence."
+        )
+    return confidence.float() if x.ndim == 5 else confidence.float().unsqueeze(1)
+
+
+def _paper(mean: Tensor, variance: Tensor, certainty: Tensor) -> Tensor:
+    """QSilk Eq. 2, (2, B, F, rows, columns) = l and h. The upper quantile by symmetry, float32 being coarse near 1."""
+    low = torch.special.ndtri((0.5 * certainty.square()).clamp(RAREST, 1.0 - RAREST))
+    high = -torch.special.ndtri((0.5 * (1.0 - certainty).square()).clamp(RAREST, 1.0 - RAREST))
+    return mean + torch.stack((low, high)) * variance.sqrt()
+
+
+def _widening(mean: Tensor, variance: Tensor, certainty: Tensor, k_min: float, k_max: float) -> Tensor:
+    """mu -+ k(H) sd, (2, B, F, rows, columns)."""
+    width = (k_min + (k_max - k_min) * certainty) * variance.sqrt()
+    return torch.stack((mean - width, mean + width))
+
+
+def _tanh_tables(low: Tensor, high: Tensor, varies: Tensor, alpha: float) -> Tensor:
+    """What _tanh needs to know of each tile, (5, B, F, rows + 1, columns + 1).
+
+    The last row and column stand for "no tile": like a tile of one value, they must add nothing.
+    """
+    middle, half = (low + high) / 2, (high - low) / 2
+    slope = 2.0 * alpha / (half + EPSILON)  # tanh(z) = 2 sigmoid(2 z) - 1, and sigmoid is several times faster
+    tables = torch.stack((slope, -middle * slope, 2.0 * half, middle - half, torch.ones_like(middle)))
+    return F.pad(tables * varies, (0, 1, 0, 1))
+
+
+def _smooth_tables(low: Tensor, high: Tensor, varies: Tensor, knee: float) -> Tensor:
+    """What _smooth needs to know of each tile, (3, B, F, rows + 1, columns + 1); the last ones as in _tanh_tables."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    room = ((1.0 - knee) * half).clamp(min=torch.finfo(torch.float32).tiny)
+    columns = ((middle - knee * half, -math.inf), (middle + knee * half, math.inf), (room, 1.0))
+    return torch.stack([F.pad(t.masked_fill(~varies, idle), (0, 1, 0, 1), value=idle) for t, idle in columns])
+
+
+def _clip_blocks(x: Tensor, result: Tensor, grid: Grid, tables: Tensor, clip: _Clip) -> None:
+    """Overlap-add (Alg. 1): write the mean over the tiles at each position of the tiles' clipped values to result."""
+    bands, heights = grid.rows.covers(x.device)
+    columns, widths = grid.columns.covers(x.device)
+    positions = grid.columns.heights(x.device)
+    columns, widths = (t.repeat_interleave(positions, dim=-1, output_size=x.shape[-1]) for t in (columns, widths))
+    for block in blocks(x, grid.rows):
+        count = (heights[block.bands, None] * widths).unsqueeze(1)  # (bands, 1, W) tiles at each position
+        own = tables[:, block.batch, block.frames]
+        layers = _layers(own, bands[:, block.bands], columns)
+        block.of(result).copy_(clip(block.of(x).float(), layers, count))
+
+
+def _layers(tables: Tensor, bands: Tensor, columns: Tensor) -> Iterator[Tensor]:
+    """Per layer of tiles that do not overlap: the tables spread to (n, b, f, 1, bands, 1, W), ready to broadcast."""
+    for band in bands:
+        rows = tables.index_select(3, band)
+        for column in columns:
+            yield rows.index_select(4, column).unsqueeze(3).unsqueeze(5)
+
+
+def _tanh(x: Tensor, layers: Iterator[Tensor], count: Tensor) -> Tensor:
+    """Alg. 1 lines 7-8 on a block (b, f, C, bands, height, W)."""
+    total, part = torch.zeros_like(x), torch.empty_like(x)
+    floor = clipped = 0.0
+    for slope, offset, gain, low, clips in layers:
+        torch.addcmul(offset, x, slope, out=part)
+        total.addcmul_(part.sigmoid_(), gain)
+        floor, clipped = floor + low, clipped + clips
+    kept = (count - clipped) / count  # share of tiles of one value, where x stays
+    return total.add_(floor).div_(count).addcmul_(x, kept)
+
+
+def _smooth(x: Tensor, layers: Iterator[Tensor], count: Tensor) -> Tensor:
+    """x less what the tiles take from it, on a block (b, f, C, bands, height, W).
+
+    An excess s over the knee becomes s / (1 + |s| / r), so s |s| / (r + |s|) is taken.
+    """
+    total, excess, size = torch.zeros_like(x), torch.empty_like(x), torch.empty_like(x)
+    for low, high, room in layers:
+        torch.sub(x, torch.clamp(x, low, high, out=excess), out=excess)
+        torch.abs(excess, out=size)
+        total.addcdiv_(excess.mul_(size), size.add_(room))
+    return torch.sub(x, total.div_(count), out=total)

@@ -12,7 +12,7 @@ from .quantile import on_host, sample_quantiles
 from .shapes import expand_like
 
 EPSILON = 1e-8  # the eps of QSilk Eq. 1
-FAR = torch.finfo(torch.float32).max / 4  # stands for an infinite excess; sums and products with it stay finite
+FAR = torch.finfo(torch.float32).max / 2  # stands for an infinite excess; sums and products with it stay finite
 
 
 def micrograin(

@@ -125,15 +125,14 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         part = block.of(x).float()
         origin = part[:, :, :1, :, :1]
         offset = part - origin
-        shift = offset.mean((2, 4))
-        # E[o^2] - E[o]^2 loses little: the origin is one of the n elements, so E[o]^2 is at most n times the variance.
-        spread = offset.square_().mean((2, 4)) - shift.square()
-        mean[block.batch, block.frames, block.bands] = shift + origin[:, :, 0, :, 0]
-        variance[block.batch, block.frames, block.bands] = spread.clamp_(min=0.0)
+        shift = offset.mean((2, 4), keepdim=True)
+        mean[block.batch, block.frames, block.bands] = (shift + origin)[:, :, 0, :, 0]
+        variance[block.batch, block.frames, block.bands] = offset.sub_(shift).square_().mean((2, 4))
 
     columns = grid.columns
-    positions = _to_device(torch.tensor([range(s, s + columns.tile) for s in columns.starts]), x.device)
-    mean, variance = _merge(mean, variance, positions, torch.full_like(positions, 1, dtype=torch.float32))
+    starts = _to_device(torch.tensor(columns.starts), x.device)
+    positions = starts[:, None] + torch.arange(columns.tile, device=x.device)  # (columns, tile)
+    mean, variance = _merge(mean, variance, positions, torch.ones_like(positions, dtype=torch.float32))
     members, weight = _row_members(grid.rows, x.device)
     mean, variance = _merge(mean.mT, variance.mT, members, weight)
     return mean.mT, variance.mT

@@ -14,14 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from gimbal_demo.conditioning import CLASSES
 from torch import Generator, Tensor
+
+from gimbal_demo.conditioning import CLASSES
 
 SIZE = 64
 
 # (package, folder inside it, file names without extension)
 FACES = (
-    ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSans-Bold DejaVuSans DejaVuSansMono-Bold DejaVuSerif-Bold DejaVuSerif"),
+    (
+        "matplotlib",
+        "mpl-data/fonts/ttf",
+        "DejaVuSans-Bold DejaVuSans DejaVuSansMono-Bold DejaVuSerif-Bold DejaVuSerif",
+    ),
     ("matplotlib", "mpl-data/fonts/ttf", "DejaVuSans-BoldOblique DejaVuSerif-BoldItalic STIXGeneralBol"),
     ("font_roboto", "files", "Roboto-Black Roboto-Bold Roboto-Medium Roboto-BoldItalic"),
     ("font_fredoka_one", "files", "FredokaOne-Regular"),

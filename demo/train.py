@@ -132,7 +132,9 @@ def train(network: nn.Module, glyph_count: int, iterations: int, peak: float, se
             for name, value in network.state_dict().items():
                 average[name].lerp_(value, 1 - decay)
         if step % 100 == 0 or step == iterations - 1:
-            print(f"step {step:6d}  loss {sum(losses) / len(losses):.4f}  {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"step {step:6d}  loss {sum(losses) / len(losses):.4f}  {time.monotonic() - start:.0f} s", flush=True
+            )
     return average, sum(losses) / len(losses)
 
 

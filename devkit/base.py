@@ -49,6 +49,10 @@ def make(base: Path, demo: bool = True) -> Path:
     """(Re)install the pack, and the demo's nodes and models, into `base`; what a person keeps there stays."""
     for folder in ("models/diffusion_models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
+    settings = base / "user" / "default" / "comfy.settings.json"
+    if not settings.exists():
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text('{"Comfy.TutorialCompleted": true}\n')  # no template dialog over the first start
     pack = base / "custom_nodes" / "gimbal"
     shutil.rmtree(pack, ignore_errors=True)
     for file in published_files():

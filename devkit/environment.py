@@ -22,7 +22,7 @@ FULL = ("torch", "tools", "comfyui")
 # torchvision's wheel may be built for another torch (CPU against CUDA); then its operators are missing and it does
 # not import. ComfyUI imports it but the demo never calls it: declaring the operators is enough. Done when torchvision
 # is first imported, so that other programs in the venv start as fast as before.
-TORCHVISION_SHIM = '''\
+TORCHVISION_SHIM = """\
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -40,7 +40,7 @@ class DeclareOperators(MetaPathFinder):
 
 
 sys.meta_path.insert(0, DeclareOperators())
-'''
+"""
 
 
 def ensure(groups: Sequence[str]) -> None:

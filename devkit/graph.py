@@ -22,7 +22,9 @@ def to_api(saved: dict, object_info: dict) -> Workflow:
         if node["type"] in ("Note", "MarkdownNote"):
             continue
         if node["type"] not in object_info:
-            raise ValueError(f"node {node['id']}: the server has no {node['type']}; install its pack or mend its name.")
+            raise ValueError(
+                f"node {node['id']}: the server has no {node['type']}; install its pack or mend its name."
+            )
         if node.get("mode", 0) in (MUTED, BYPASSED):
             raise ValueError(f"node {node['id']} ({node['type']}) is muted or bypassed; remove it.")
         workflow[str(node["id"])] = {

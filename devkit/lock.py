@@ -35,7 +35,17 @@ def make() -> None:
 
 
 def _compile(source: Path, lock: Path, *options: str | Path) -> None:
-    command = [PYTHON, "-m", "uv", "pip", "compile", "--universal", "--generate-hashes", "--no-annotate", "--no-header"]
+    command = [
+        PYTHON,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "--universal",
+        "--generate-hashes",
+        "--no-annotate",
+        "--no-header",
+    ]
     subprocess.run([*command, "--quiet", "--python-version", "3.11", *options, "-o", lock, source], check=True)
     entries = re.split(r"\n(?=\S)", lock.read_text().strip())
     kept = [entry for entry in entries if not CUDA.match(entry)]

@@ -144,7 +144,9 @@ class GimbalMicrograinLatent(io.ComfyNode):
         if chosen.strength == 0.0:
             return io.NodeOutput(latent)
         if samples.is_nested:
-            logger.warning("%s: did nothing. It cannot yet tell the parts of this latent (video, audio) apart.", cls.NAME)
+            logger.warning(
+                "%s: did nothing. It cannot yet tell the parts of this latent (video, audio) apart.", cls.NAME
+            )
             return io.NodeOutput(latent)
         found = nonfinite_samples(samples)
         if bool(found.any()):

@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def register_package() -> None:
     """Not by putting the root on sys.path: its `nodes` would shadow ComfyUI's module of that name."""
-    spec = importlib.util.spec_from_file_location("gimbal", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "gimbal", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     package = importlib.util.module_from_spec(spec)
     sys.modules["gimbal"] = package
     spec.loader.exec_module(package)

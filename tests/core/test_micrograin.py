@@ -86,7 +86,7 @@ def test_defaults_are_the_papers():
     assert torch.equal(micrograin(x), micrograin(x, 0.001, 0.999, "hard", 2.0, 0.8))
     assert torch.equal(micrograin(x, form="tanh"), micrograin(x, 0.001, 0.999, "tanh", 2.0))
     assert torch.equal(micrograin(x, form="smooth"), micrograin(x, 0.001, 0.999, "smooth", knee=0.8))
-    assert 4 <= (micrograin(x) != x)[0].sum() // 2 * 2 <= 40  # 0.1 % of 16384 elements on each side
+    assert (micrograin(x) != x).sum().item() == 2 * 2 * 17  # two samples, two sides, the ranks 0 to 16 below 16.383
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,8 +111,8 @@ def test_a_quantile_of_0_or_1_leaves_its_side_alone():
     x = noise(2, 4, 40, 40)
     x[:, 0, 0, 0], x[:, 0, 0, 1] = torch.inf, -torch.inf
     only_high, only_low, both = micrograin(x, 0.0, 0.99), micrograin(x, 0.01, 1.0), micrograin(x, 0.01, 0.99)
-    assert torch.equal(only_high, torch.maximum(x, both).minimum(both.flatten(1).amax(1).view(2, 1, 1, 1)))
-    assert torch.equal(torch.minimum(x, only_high), only_high) and torch.equal(torch.maximum(x, only_low), only_low)
+    low, high = both.flatten(1).amin(1).view(2, 1, 1, 1), both.flatten(1).amax(1).view(2, 1, 1, 1)
+    assert torch.equal(only_high, torch.minimum(x, high)) and torch.equal(only_low, torch.maximum(x, low))
     assert (only_high[:, 0, 0, 1] == -torch.inf).all() and (only_low[:, 0, 0, 0] == torch.inf).all()
 
 
@@ -179,9 +179,8 @@ def test_nan_stays_where_it_is_and_infinities_go_to_the_bounds(form, dtype, knee
     limited = micrograin(x, 0.01, 0.99, form, knee=knee)
     assert torch.equal(limited.isnan(), x.isnan())
     assert not limited.isinf().any()
-    finite = x[0][x[0].isfinite()].float()
-    low, high = torch.quantile(finite, 0.01), torch.quantile(finite, 0.99)
-    bound = torch.stack([high, low]).to(dtype).float()
+    finite = x[0][x[0].isfinite()].double().numpy()
+    bound = torch.from_numpy(np.quantile(finite, [0.99, 0.01])).float()
     torch.testing.assert_close(limited[0, 0, 0, 1:3].float(), bound, rtol=ROUNDING[dtype], atol=0)
     assert torch.equal(limited[1], micrograin(clean[1:], 0.01, 0.99, form, knee=knee)[0])
 
@@ -241,8 +240,8 @@ def test_gradients_pass_inside_and_stop_at_the_bounds(form):
     limited = micrograin(x, 0.01, 0.99, form)
     limited.sum().backward()
     middle, outlier = x.abs().argmin(), x.abs().argmax()
-    slope = {"hard": 1.0, "smooth": 1.0, "tanh": 2.0 / limited.abs().max().item()}[form]
-    assert x.grad.view(-1)[middle].item() == pytest.approx(slope, rel=0.1)
+    slope = {"hard": 1.0, "smooth": 1.0, "tanh": 2.0}[form]
+    assert x.grad.view(-1)[middle].item() == pytest.approx(slope, rel=0.01)
     assert 0 <= x.grad.view(-1)[outlier].item() < 0.2
 
 

@@ -81,7 +81,7 @@ def test_any_levels(name, size, batch, levels, seed):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    values=st.lists(st.floats(-1e38, 1e38, width=32), min_size=1, max_size=12),
+    values=st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=12),
     repeat=st.integers(1, 60),
     levels=st.lists(st.floats(0, 1), min_size=1, max_size=4),
 )

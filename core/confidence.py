@@ -1,0 +1,132 @@
+"""How certain the model is, place by place: from the gradient of the latent, or from the entropy of attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .tiles import as_frames, tile_grid, tile_means
+
+FLAT = 1e-30  # keeps 0/0 out of a picture without any gradient
+MIN_SPREAD = 1e-4  # entropies that differ less than this, as a share of the largest possible one, differ by rounding
+
+
+@torch.no_grad()
+def gradient_confidence(x: Tensor, tile: int = 32, stride: int = 16) -> Tensor:
+    """Confidence of each tile from how much structure it holds: g / max(g), g = the tile's mean gradient.
+
+    Source: QSilk Sec. 3.2 (Lite), METHODS.md section 2: Sobel gradient of the mean over channels. The border is
+    repeated outwards. A picture without any gradient has confidence 0.
+
+    Args:
+        x: latent or x0 prediction, (B, C, H, W) or (B, C, F, H, W), any float dtype.
+        tile, stride: in latent positions, see tile_grid.
+    Returns:
+        (B, rows, columns), for video (B, F, rows, columns), in [0, 1], float32. Sample b depends on sample b only,
+        and each frame on itself only.
+    Raises:
+        ValueError: x is no float latent of 4 or 5 dimensions, or tile_grid refuses tile or stride.
+    """
+    frames = as_frames(x)
+    grid = tile_grid(x.shape[-2], x.shape[-1], tile, stride)
+    g = tile_means(_sobel(frames.mean(2, dtype=torch.float32)), grid)
+    g = g / g.amax((-2, -1), keepdim=True).clamp(min=FLAT)
+    return g if x.ndim == 5 else g.squeeze(1)
+
+
+@torch.no_grad()
+def entropy_confidence(q: Tensor, k: Tensor, heads: int, max_tokens: int = 1024, max_heads: int = 4) -> Tensor:
+    """Confidence of each query token from how peaked its attention is.
+
+    Source: QSilk Sec. 3.2 (Attn), METHODS.md section 2: entropy of softmax(q k^T / sqrt(dim)) per query, mean over
+    heads, divided by ln(number of keys), stretched to [0, 1] within each sample, and subtracted from 1: low entropy is
+    certainty. Where all tokens have the same entropy there is nothing to stretch and the entropy itself is subtracted
+    from 1, so attention that is uniform everywhere gives 0 and attention to one key everywhere gives 1.
+
+    At most max_tokens queries and keys and max_heads heads are looked at, evenly spaced; a token in between gets the
+    value of the one that stands for it.
+
+    Args:
+        q: (B, N, heads * dim). k: (B, M, key_heads * dim), key_heads dividing heads (grouped queries). Any float dtype.
+        heads: number of query heads.
+        max_tokens, max_heads: at least 1.
+    Returns:
+        (B, N) in [0, 1], 1 = certain, float32. Sample b depends on sample b only.
+    Raises:
+        ValueError: the shapes do not fit each other or heads, or a limit is below 1.
+    """
+    key_heads = _check_attention(q, k, heads, max_tokens, max_heads)
+    queries = _evenly(q.shape[1], max_tokens, q.device)
+    keys = _evenly(k.shape[1], max_tokens, k.device)
+    chosen = _evenly(heads, max_heads, q.device)
+    q_heads = q[:, queries].unflatten(2, (heads, -1))[:, :, chosen].transpose(1, 2).float()  # (B, h, n, dim)
+    k_heads = k[:, keys].unflatten(2, (key_heads, -1))[:, :, chosen * key_heads // heads].transpose(1, 2).float()
+    log_p = torch.log_softmax(q_heads @ k_heads.mT / math.sqrt(q_heads.shape[-1]), dim=-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean(1)  # (B, n)
+    entropy = entropy / max(math.log(keys.numel()), 1.0e-6)  # with one key the entropy is 0, and stays it
+
+    least, most = entropy.amin(1, keepdim=True), entropy.amax(1, keepdim=True)
+    stretched = (entropy - least) / (most - least).clamp(min=MIN_SPREAD)
+    confidence = 1.0 - torch.where(most - least < MIN_SPREAD, entropy, stretched).clamp(0.0, 1.0)
+    nearest = torch.arange(q.shape[1], device=q.device) * queries.numel() // q.shape[1]
+    return confidence[:, nearest]
+
+
+def tile_confidence(tokens: Tensor, size: tuple[int, int], tile: int = 32, stride: int = 16) -> Tensor:
+    """Mean confidence over each tile of a latent, from a map on the token grid.
+
+    Args:
+        tokens: (B, h, w) or (B, F, h, w); the tokens share the latent's area evenly between them.
+        size: (H, W) of the latent.
+        tile, stride: in latent positions, see tile_grid.
+    Returns:
+        (B, rows, columns) or (B, F, rows, columns), float32: what aqclip takes as confidence.
+    Raises:
+        ValueError: tokens has other dimensions, or tile_grid refuses size, tile or stride.
+    """
+    if tokens.ndim not in (3, 4) or tokens.numel() == 0:
+        raise ValueError(f"tile_confidence: tokens has shape {tuple(tokens.shape)}; pass (B, h, w) or (B, F, h, w).")
+    grid = tile_grid(*size, tile, stride)
+    rows = torch.arange(size[0], device=tokens.device) * tokens.shape[-2] // size[0]
+    columns = torch.arange(size[1], device=tokens.device) * tokens.shape[-1] // size[1]
+    return tile_means(tokens.float().index_select(-2, rows).index_select(-1, columns), grid)
+
+
+def _sobel(image: Tensor) -> Tensor:
+    """Magnitude of the Sobel gradient (unnormalised kernels) of (B, F, H, W)."""
+    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    down = padded[..., 2:, :] - padded[..., :-2, :]
+    across = padded[..., 2:] - padded[..., :-2]
+    down = down[..., :-2] + 2.0 * down[..., 1:-1] + down[..., 2:]
+    across = across[..., :-2, :] + 2.0 * across[..., 1:-1, :] + across[..., 2:, :]
+    return torch.hypot(down, across)
+
+
+def _evenly(count: int, limit: int, device: torch.device) -> Tensor:
+    """Indices of at most `limit` of `count` things: the middle one of each of `limit` equal runs."""
+    chosen = min(count, limit)
+    return (2 * torch.arange(chosen, device=device) + 1) * count // (2 * chosen)
+
+
+def _check_attention(q: Tensor, k: Tensor, heads: int, max_tokens: int, max_heads: int) -> int:
+    """The number of heads of k."""
+    if q.ndim != 3 or k.ndim != 3 or q.shape[0] != k.shape[0] or q.numel() == 0 or k.numel() == 0:
+        raise ValueError(
+            f"entropy_confidence: q has shape {tuple(q.shape)}, k {tuple(k.shape)}; pass (B, N, heads * dim) for both."
+        )
+    if heads < 1 or q.shape[2] % heads:
+        raise ValueError(f"entropy_confidence: heads is {heads}, q has {q.shape[2]} features; pass a divisor of that.")
+    key_heads, rest = divmod(k.shape[2], q.shape[2] // heads)
+    if rest or key_heads == 0 or heads % key_heads:
+        raise ValueError(
+            f"entropy_confidence: k has {k.shape[2]} features, which are no group of heads of {q.shape[2] // heads}; "
+            f"pass the k that belongs to q's {heads} heads."
+        )
+    if max_tokens < 1 or max_heads < 1:
+        raise ValueError(
+            f"entropy_confidence: max_tokens is {max_tokens}, max_heads {max_heads}; use at least 1 for both."
+        )
+    return key_heads

@@ -1,0 +1,116 @@
+"""What users install: the right files, nothing forbidden, and a library that needs torch alone."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def published():
+    from devkit.base import published_files
+
+    return published_files()
+
+
+def test_archive_holds_what_users_need_and_no_more(published):
+    names = {str(path) for path in published}
+    assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"} <= names
+    assert {"nodes/_run.py", "core/micrograin.py", "web/docs/GimbalMicrograin.md"} <= names
+    tops = {path.parts[0] for path in published}
+    assert not tops & {"tests", "demo", "devkit", "dev.py", "benchmarks", ".ci", ".github", ".dev", ".git"}
+    assert sum((ROOT / path).stat().st_size for path in published) < 5 * 2**20
+
+
+def test_metadata_is_what_the_registry_asks(published):
+    project, comfy = PROJECT["project"], PROJECT["tool"]["comfy"]
+    assert project["name"] == "gimbal" and re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert comfy["PublisherId"] and comfy["DisplayName"] == "Gimbal" and comfy["requires-comfyui"]
+    assert comfy["Icon"].startswith("https://")
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8") or (
+        "## Unreleased" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    )
+
+
+def test_requirements_add_nothing():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def published_sources(published):
+    return [ROOT / path for path in published if path.suffix == ".py"]
+
+
+def test_sources_keep_the_registrys_and_our_rules(published):
+    for path in published_sources(published):
+        text = path.read_text(encoding="utf-8")
+        text.encode("cp1252")  # Windows consoles and comfy-test read it so
+        for node in ast.walk(ast.parse(text)):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "print", "__import__"), where
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else ""
+                assert caught not in ("", "Exception", "BaseException"), where
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                assert (module or "").split(".")[0] not in ("subprocess", "requests", "urllib", "pickle"), where
+            if isinstance(node, ast.Global):
+                raise AssertionError(where)
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def test_kernels_import_torch_and_the_standard_library_alone():
+    for path in (ROOT / "core").glob("*.py"):
+        assert set(imports_of(path)) <= {"torch", *sys.stdlib_module_names}, path.name
+
+
+def test_no_float64_reaches_a_device():
+    """Apple GPUs have none. Kernels may accept it as input, never make it."""
+    for path in [*(ROOT / "core").glob("*.py"), *(ROOT / "nodes").glob("*.py")]:
+        made = re.findall(r"(?:dtype=|to\()torch\.(?:float64|double)", path.read_text(encoding="utf-8"))
+        assert not made, path.name
+
+
+def test_library_imports_without_comfyui(tmp_path):
+    """As after `pip install`: the package by name, no ComfyUI, nothing printed."""
+    (tmp_path / "gimbal").symlink_to(ROOT, target_is_directory=True)
+    code = (
+        "import sys, gimbal.core.micrograin, torch;"
+        "assert 'comfy' not in sys.modules and 'comfy_api' not in sys.modules;"
+        "x = torch.randn(2, 4, 8, 8); y = gimbal.core.micrograin.micrograin(x, 0.1, 0.9);"
+        "assert y.shape == x.shape and y.max() < x.max()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == done.stderr == ""
+
+
+def test_every_bundled_json_is_a_workflow():
+    import json
+
+    for path in [*(ROOT / "workflows").glob("*.json"), *(ROOT / "demo" / "workflows").glob("*.json")]:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        assert saved["nodes"] and saved["links"], path.name
+
+
+def test_every_node_has_its_help_page():
+    ids = set()
+    for path in (ROOT / "nodes").glob("*.py"):
+        ids |= set(re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8")))
+    assert ids
+    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == ids
