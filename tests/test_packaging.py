@@ -1,6 +1,7 @@
 """What users install: the right files, nothing forbidden, and a library that needs torch alone."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_library_imports_without_comfyui(tmp_path):
         "x = torch.randn(2, 4, 8, 8); y = gimbal.core.micrograin.micrograin(x, 0.1, 0.9);"
         "assert y.shape == x.shape and y.max() < x.max()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
 

@@ -1,0 +1,128 @@
+"""AQClip against a plain unfold/fold implementation: time and peak memory, as ratios, in a markdown table.
+
+    python benchmarks/aqclip.py
+
+Both run in turn, so that what else the machine does hits both; times are medians. Peak memory is what a process of its
+own holds at most beyond what it held before the call, result included (Linux: VmHWM). About a minute on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import _gimbal  # noqa: F401
+import torch
+import torch.nn.functional as F
+from gimbal.core.aqclip import aqclip
+from torch import Tensor
+
+LATENTS = {"5K image": (1, 4, 640, 640), "video": (1, 16, 21, 96, 160)}
+FORMS = ("tanh", "smooth")
+TILE, STRIDE, ALPHA, KNEE, K_MIN, K_MAX = 32, 16, 2.0, 0.8, 2.5, 4.5
+SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+
+
+def unfold_fold(x: Tensor, form: str) -> Tensor:
+    """The same clip with every tile written out; frames go to the batch. For sizes that tile and stride divide."""
+    if x.ndim == 5:
+        pictures = unfold_fold(x.transpose(1, 2).flatten(0, 1), form)
+        return pictures.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    image = F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    gradient = F.conv2d(image, torch.stack((SOBEL, SOBEL.T)).unsqueeze(1)).square().sum(1, keepdim=True).sqrt()
+    g = F.avg_pool2d(gradient, TILE, STRIDE).flatten(2)  # (B, 1, tiles)
+    certainty = g / g.amax(2, keepdim=True)
+
+    tiles = F.unfold(x, TILE, stride=STRIDE)  # (B, C * TILE^2, tiles)
+    variance, m = torch.var_mean(tiles, 1, correction=0, keepdim=True)
+    d = (K_MIN + (K_MAX - K_MIN) * certainty) * variance.sqrt()
+    if form == "tanh":
+        clipped = m + d * torch.tanh(ALPHA * (tiles - m) / (d + 1e-8))
+    else:
+        core = tiles.clamp(m - KNEE * d, m + KNEE * d)
+        excess = tiles - core
+        clipped = core + excess / (1.0 + excess.abs() / ((1.0 - KNEE) * d))
+    count = F.fold(torch.ones_like(clipped[:1, : TILE * TILE]), x.shape[-2:], TILE, stride=STRIDE)
+    return F.fold(clipped, x.shape[-2:], TILE, stride=STRIDE) / count
+
+
+def gimbal(x: Tensor, form: str) -> Tensor:
+    return aqclip(x, TILE, STRIDE, ALPHA, form=form, knee=KNEE, k_min=K_MIN, k_max=K_MAX)
+
+
+CONTESTANTS: dict[str, Callable[[Tensor, str], Tensor]] = {"unfold/fold": unfold_fold, "gimbal": gimbal}
+
+
+def times(x: Tensor, form: str, repetitions: int) -> dict[str, float]:
+    """Median milliseconds of each contestant."""
+    taken = {name: [] for name in CONTESTANTS}
+    for repetition in range(repetitions + 1):
+        for name, run in CONTESTANTS.items():
+            start = time.perf_counter()
+            run(x, form)
+            if repetition:  # the first is the warm-up
+                taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: median(values) for name, values in taken.items()}
+
+
+def held(what: str) -> int:
+    """Bytes this process holds now (VmRSS) or held at most (VmHWM)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status[what].split()[0])
+
+
+def print_peak(contestant: str, latent: str, form: str) -> None:
+    x = torch.randn(LATENTS[latent])
+    CONTESTANTS[contestant](torch.randn(1, 4, 96, 96), form)  # loads what the first call loads
+    before = held("VmRSS")
+    CONTESTANTS[contestant](x, form)
+    print((held("VmHWM") - before) / (x.numel() * x.element_size()))  # noqa: T201
+
+
+def peak(contestant: str, latent: str, form: str, threads: int) -> float:
+    """Peak extra memory in latents, measured in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak", contestant, latent, form]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def table(repetitions: int, threads: int) -> list[str]:
+    rows = [
+        "| latent | form | unfold/fold | gimbal | times faster | memory unfold/fold | memory gimbal | share | largest difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for latent, shape in LATENTS.items():
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for form in FORMS:
+            difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()
+            ms = times(x, form, repetitions)
+            memory = {name: peak(name, latent, form, threads) for name in CONTESTANTS}
+            rows.append(
+                f"| {latent} {'x'.join(map(str, shape))} | {form} "
+                f"| {ms['unfold/fold']:.1f} ms | {ms['gimbal']:.1f} ms | {ms['unfold/fold'] / ms['gimbal']:.1f} "
+                f"| {memory['unfold/fold']:.1f} x | {memory['gimbal']:.1f} x "
+                f"| {memory['gimbal'] / memory['unfold/fold']:.2f} | {difference:.0e} |"
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak", nargs=3, metavar=("CONTESTANT", "LATENT", "FORM"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print_peak(*options.peak)
+        return
+    print(f"{options.threads} threads, medians of {options.repetitions}, memory in latents\n")  # noqa: T201
+    print("\n".join(table(options.repetitions, options.threads)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
