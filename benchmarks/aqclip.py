@@ -19,8 +19,9 @@ from statistics import median
 import _gimbal  # noqa: F401
 import torch
 import torch.nn.functional as F
-from gimbal.core.aqclip import aqclip
 from torch import Tensor
+
+from gimbal.core.aqclip import aqclip
 
 LATENTS = {"5K image": (1, 4, 640, 640), "video": (1, 16, 21, 96, 160)}
 FORMS = ("tanh", "smooth")
@@ -81,7 +82,7 @@ def print_peak(contestant: str, latent: str, form: str) -> None:
     CONTESTANTS[contestant](torch.randn(1, 4, 96, 96), form)  # loads what the first call loads
     before = held("VmRSS")
     CONTESTANTS[contestant](x, form)
-    print((held("VmHWM") - before) / (x.numel() * x.element_size()))  # noqa: T201
+    print((held("VmHWM") - before) / (x.numel() * x.element_size()))
 
 
 def peak(contestant: str, latent: str, form: str, threads: int) -> float:
@@ -120,8 +121,8 @@ def main() -> None:
     if options.peak:
         print_peak(*options.peak)
         return
-    print(f"{options.threads} threads, medians of {options.repetitions}, memory in latents\n")  # noqa: T201
-    print("\n".join(table(options.repetitions, options.threads)))  # noqa: T201
+    print(f"{options.threads} threads, medians of {options.repetitions}, memory in latents\n")
+    print("\n".join(table(options.repetitions, options.threads)))
 
 
 if __name__ == "__main__":

@@ -141,9 +141,10 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def blocks(x: Tensor, rows: Axis) -> Iterator[Block]:
     """Cut x (B, F, C, H, W) into blocks, whole pictures where they are small and runs of equal bands where not."""
     batch, frames, channels, _, width = x.shape
-    # On the CPU what counts is the cache, elsewhere few launches; a quarter of x bounds the memory of the work tensors.
-    elements = 2**18 if x.device.type == "cpu" else 2**24
-    elements = min(elements, max(x.numel() // 4, 2**14))
+    # Large enough that threads wait for each other rarely, small enough for the CPU's cache; elsewhere few launches.
+    elements = 2**20 if x.device.type == "cpu" else 2**24
+    # A float32 work tensor then takes at most half the bytes of x.
+    elements = min(elements, max(x.numel() * x.element_size() // 8, 2**14))
     heights = [band.stop - band.start for band in rows.bands]
     for height, run in groupby(range(len(heights)), key=heights.__getitem__):
         run = list(run)

@@ -1,21 +1,25 @@
 """How the pack hooks into a sampling run. The only module that knows ComfyUI's wrappers and option dictionaries.
 
-A node adds a *stage*: something done to the final prediction of x0 at every model call, after guidance. All stages of
-a model share one PREDICT_NOISE wrapper, which every guider passes through (custom ones included, which a post-CFG
-function would miss) and which applies them in the order of the nodes. What a run remembers lives in a `Run`, made
-when sampling starts, kept in that run's own options and gone with them: a patched model holds configuration only,
-so ComfyUI may cache it between prompts and share it between branches.
+A node adds a *stage*. A `DenoisedStage` changes the final prediction of x0 at every model call, after guidance: all of
+a model's share one PREDICT_NOISE wrapper, which every guider passes through (custom ones included, which a post-CFG
+function would miss) and which applies them in the order of the nodes. A `GuidanceStage` changes the conditional
+prediction before CFG: each is a pre-CFG function of its own, so that other packs' keep their places around it.
+
+What a run remembers lives in a `Run`, made when sampling starts, kept in that run's own options and gone with them.
+A patched model holds configuration only, so ComfyUI may cache it between prompts and share it between branches.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+
+from ..core.schedule import step_index
 
 logger = logging.getLogger(__name__)
 
@@ -36,84 +40,133 @@ class Window:
                 "both between 0 and 1; lower start_percent or raise end_percent."
             )
 
-    @property
-    def whole(self) -> bool:
-        return self.start_percent == 0.0 and self.end_percent == 1.0
-
     def covers(self, sigma: Tensor, model_sampling: Any) -> bool:
-        if self.whole:
+        if self.start_percent == 0.0 and self.end_percent == 1.0:
             return True  # without asking for sigma's value, which would wait for the device
         start = model_sampling.percent_to_sigma(self.start_percent)
         end = model_sampling.percent_to_sigma(self.end_percent)
         return end <= float(sigma.flatten()[0]) <= start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
-    """What one node does to the denoised prediction. Subclasses hold the node's options and say `apply`."""
+    """What one node does, with its options. Nothing in it changes."""
 
     node: str  # display name, for messages
     window: Window
-
-    def apply(self, denoised: Tensor) -> Tensor:
-        """denoised: (B, C, *spatial). Returns the same shape; must not change its argument."""
-        raise NotImplementedError
 
     def settings(self) -> str:
         """The options in a few words, for the one log line of a run."""
         raise NotImplementedError
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class DenoisedStage(Stage):
+    def new_state(self) -> Any:
+        """What a run has to remember between steps, made anew for each run. None: nothing."""
+        return None
+
+    def objection(self, denoised: Tensor) -> str:
+        """Why this stage cannot act on such a latent; empty if it can."""
+        return ""
+
+    def apply(self, denoised: Tensor, state: Any, step: int | None) -> Tensor:
+        """denoised (B, C, *spatial) to the same shape, without changing it. step: None if there is no state."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceStage(Stage):
+    def apply(self, cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
+        """The conditional prediction that plain CFG is to see instead of cond."""
+        raise NotImplementedError
+
+
+class Record:
+    """What a run knows of one stage."""
+
+    def __init__(self, state: Any):
+        self.state = state
+        self.seen = self.acted = 0  # model calls
+        self.refusal = ""  # why it could not act
+        self.nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value once, at the end
+
+    def note(self, x: Tensor) -> None:
+        self.acted += 1
+        found = nonfinite_samples(x)
+        self.nonfinite = found if self.nonfinite is None else self.nonfinite | found
+
+
 class Run:
     """What one sampling run remembers."""
 
-    stages: tuple[Stage, ...]
-    packed: bool = False  # several latents (video and audio) flattened into one tensor
-    calls: int = 0
-    acted: list[int] = field(default_factory=list)
-    nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value only once, at the end
+    def __init__(self, stages: tuple[Stage, ...], sigmas: list[float], packed: bool = False):
+        self.records = {
+            stage: Record(stage.new_state() if isinstance(stage, DenoisedStage) else None) for stage in stages
+        }
+        self.sigmas = sigmas
+        self.packed = packed  # several latents (video and audio) flattened into one tensor
 
-    def __post_init__(self) -> None:
-        self.acted = [0] * len(self.stages)
-
-    def apply(self, denoised: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
-        self.calls += 1
-        if self.packed:
-            return denoised
-        for i, stage in enumerate(self.stages):
-            if stage.window.covers(sigma, model_sampling):
-                self.acted[i] += 1
-                self._note_nonfinite(denoised)
-                denoised = stage.apply(denoised)
+    def denoised(self, denoised: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
+        for stage, record in self.records.items():
+            if isinstance(stage, DenoisedStage) and self._may_act(stage, record, sigma, model_sampling):
+                record.refusal = stage.objection(denoised)
+                if record.refusal:
+                    continue
+                record.note(denoised)
+                step = None
+                if record.state is not None and self.sigmas:
+                    step = step_index(float(sigma.flatten()[0]), self.sigmas)
+                denoised = stage.apply(denoised, record.state, step)
         return denoised
 
+    def guidance(self, stage: GuidanceStage, args: dict) -> list[Tensor]:
+        predictions, record = list(args["conds_out"]), self.records[stage]
+        if len(predictions) != 2:
+            record.refusal = f"This guider combines {len(predictions)} predictions; it knows what to do with two."
+        elif args["conds"][1] is None or args["cond_scale"] == 0.0:
+            record.refusal = f"At cfg {args['cond_scale']:g} there is no guidance to change; raise cfg above 1."
+        elif self._may_act(
+            stage, record, args["sigma"], args["model"].current_patcher.get_model_object("model_sampling")
+        ):
+            record.note(predictions[0])
+            predictions[0] = stage.apply(*predictions, args["cond_scale"])
+        return predictions
+
     def report(self) -> None:
-        for stage, acted in zip(self.stages, self.acted, strict=True):
-            if self.packed:
-                logger.warning(
-                    "%s: did nothing. This latent packs several parts (video and audio) into one; "
-                    "it cannot yet tell them apart.",
-                    stage.node,
+        for stage, record in self.records.items():
+            if record.refusal and not record.acted:
+                logger.warning("%s: did nothing. %s", stage.node, record.refusal)
+            elif record.acted:
+                logger.info(
+                    "%s: acted on %d of %d model calls (%s).", stage.node, record.acted, record.seen, stage.settings()
                 )
-            elif acted:
-                logger.info("%s: acted on %d of %d model calls (%s).", stage.node, acted, self.calls, stage.settings())
-            elif self.calls:
+            elif record.seen:
                 logger.warning(
                     "%s: did nothing. None of this run's %d model calls lies between start_percent %g and "
                     "end_percent %g.",
                     stage.node,
-                    self.calls,
+                    record.seen,
                     stage.window.start_percent,
                     stage.window.end_percent,
                 )
-        if self.nonfinite is not None and bool(self.nonfinite.any()):
-            warn_nonfinite(self.stages[0].node, "the model's prediction", self.nonfinite)
+            else:
+                logger.warning("%s: did nothing. This sampler or guider never called it.", stage.node)
+        self._report_nonfinite()
 
-    def _note_nonfinite(self, denoised: Tensor) -> None:
-        if denoised.is_floating_point():
-            found = nonfinite_samples(denoised)
-            self.nonfinite = found if self.nonfinite is None else self.nonfinite | found
+    def _may_act(self, stage: Stage, record: Record, sigma: Tensor, model_sampling: Any) -> bool:
+        record.seen += 1
+        if self.packed:
+            record.refusal = (
+                "This latent packs several parts (video and audio) into one; it cannot yet tell them apart."
+            )
+        return not self.packed and stage.window.covers(sigma, model_sampling)
+
+    def _report_nonfinite(self) -> None:
+        for stage, record in self.records.items():
+            if record.nonfinite is not None and bool(record.nonfinite.any()):
+                warn_nonfinite(stage.node, "the model's prediction", record.nonfinite)
+                return  # what the first stage was given: the others see the same
 
 
 def nonfinite_samples(x: Tensor) -> Tensor:
@@ -124,8 +177,8 @@ def nonfinite_samples(x: Tensor) -> Tensor:
 def warn_nonfinite(node: str, what: str, found: Tensor) -> None:
     samples = ", ".join(str(i) for i, bad in enumerate(found.tolist()) if bad)
     logger.warning(
-        "%s: %s held NaN or infinity in sample %s of the batch. NaN was left where it was and did not reach other "
-        "values, infinity was clamped; look for its cause before this node (precision, VAE, a broken file).",
+        "%s: %s held NaN or infinity in sample %s of the batch; other samples are not touched by it. "
+        "Look for its cause before this node (precision, VAE, a broken file).",
         node,
         what,
         samples,
@@ -138,11 +191,11 @@ class _Begin:
     def __init__(self, stages: tuple[Stage, ...]):
         self.stages = stages
 
-    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
-        run = Run(self.stages, packed=len(kwargs.get("latent_shapes") or ()) > 1)
+    def __call__(self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs):
+        run = Run(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
         # These options were cloned for this run and are dropped after it.
         executor.class_obj.model_options["transformer_options"][KEY] = run
-        samples = executor(*args, **kwargs)
+        samples = executor(noise, latent, sampler, sigmas, *args, **kwargs)
         run.report()
         return samples
 
@@ -155,20 +208,34 @@ class _Predict:
 
     def __call__(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any):
         denoised = executor(x, timestep, model_options, *args, **kwargs)
-        run = model_options["transformer_options"].get(KEY)
-        if run is None:  # someone predicts outside a sampling run: nothing to remember
-            run = Run(self.stages)
+        run = _run_of(model_options, self.stages)
         # Asked for here, not when the node ran: a sampling patch (shift, ...) may come after it in the graph.
-        return run.apply(denoised, timestep, executor.class_obj.model_patcher.get_model_object("model_sampling"))
+        return run.denoised(denoised, timestep, executor.class_obj.model_patcher.get_model_object("model_sampling"))
 
 
 def add_stage(model: Any, stage: Stage) -> Any:
-    """A clone of the model patcher with one more stage, applied after those that earlier nodes added."""
+    """A clone of the model patcher with one more stage, which acts after those of its kind that earlier nodes added."""
     stage.window.check(stage.node)
     patched = model.clone()
-    before = patched.get_wrappers(WrappersMP.PREDICT_NOISE, KEY)
-    stages = (*before[0].stages, stage) if before else (stage,)
+    before = patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    stages = (*(before[0].stages if before else ()), stage)
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _Begin(stages)), (WrappersMP.PREDICT_NOISE, _Predict(stages))):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
+    if isinstance(stage, GuidanceStage):
+        patched.set_model_sampler_pre_cfg_function(_pre_cfg(stage))
     return patched
+
+
+def _pre_cfg(stage: GuidanceStage) -> Any:
+    def steer(args: dict) -> list[Tensor]:
+        return _run_of(args["model_options"], (stage,)).guidance(stage, args)
+
+    return steer
+
+
+def _run_of(model_options: dict, stages: tuple[Stage, ...]) -> Run:
+    run = model_options.get("transformer_options", {}).get(KEY)
+    # None where a pack has a sampling loop of its own around the guider. Act as well as can be done without memory;
+    # these options may outlive the loop, so nothing is kept in them.
+    return Run(stages, []) if run is None else run

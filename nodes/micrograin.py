@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from ..core.micrograin import micrograin
 from . import _inputs
-from ._run import Stage, Window, add_stage, nonfinite_samples, warn_nonfinite
-
-logger = logging.getLogger(__name__)
+from ._latent import on_latent
+from ._run import DenoisedStage, Window, add_stage
 
 FORMS = ["hard", "smooth", "tanh"]
 
@@ -89,11 +87,11 @@ class Limits:
         return f"{self.form}, quantiles {self.q_low:g} to {self.q_high:g}, strength {self.strength:g}"
 
 
-@dataclass(frozen=True)
-class MicrograinStage(Stage):
+@dataclass(frozen=True, eq=False)
+class MicrograinStage(DenoisedStage):
     limits: Limits
 
-    def apply(self, denoised: Tensor) -> Tensor:
+    def apply(self, denoised: Tensor, state: None, step: None) -> Tensor:
         return self.limits.apply(denoised)
 
     def settings(self) -> str:
@@ -140,18 +138,8 @@ class GimbalMicrograinLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, **options) -> io.NodeOutput:
-        chosen, samples = Limits(**options), latent["samples"]
-        if chosen.strength == 0.0:
-            return io.NodeOutput(latent)
-        if samples.is_nested:
-            logger.warning(
-                "%s: did nothing. It cannot yet tell the parts of this latent (video, audio) apart.", cls.NAME
-            )
-            return io.NodeOutput(latent)
-        found = nonfinite_samples(samples)
-        if bool(found.any()):
-            warn_nonfinite(cls.NAME, "the latent", found)
-        return io.NodeOutput({**latent, "samples": chosen.apply(samples)})
+        chosen = Limits(**options)
+        return io.NodeOutput(on_latent(cls.NAME, latent, chosen.apply) if chosen.strength else latent)
 
 
 NODES = [GimbalMicrograin, GimbalMicrograinLatent]

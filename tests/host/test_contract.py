@@ -20,6 +20,15 @@ MODEL_NODES = {
         "knee": 0.5,
         "alpha": 2.0,
     },
+    "aqclip.GimbalAQClip": {
+        "corridor": "strong",
+        "strength": 1.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "tile": 6,
+        "stride": 4,
+        "ema_beta": 0.8,
+    },
 }
 
 pytestmark = [

@@ -206,3 +206,33 @@ def test_latent_of_several_parts_passes_and_is_said(on_latent, comfy, caplog):
     latent = {"samples": nested.NestedTensor([torch.randn(1, 16, 2, 4, 4), torch.randn(1, 8, 16)])}
     assert on_latent(latent, q_low=0.1, q_high=0.9) is latent
     assert "Micrograin on Latent (QSilk): did nothing" in caplog.text
+
+
+def test_it_acts_in_a_sampling_loop_of_another_packs_own(tiny, micrograin, comfy):
+    """No OUTER_SAMPLE, no run to remember anything: only the guider is asked for predictions."""
+    from gimbal.core.micrograin import micrograin as kernel
+
+    def predict(model):
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(*tiny.conditioning("sd3"))
+        guider.set_cfg(3.0)
+        x = torch.randn(tiny.latent("sd3").shape, generator=torch.Generator().manual_seed(0))
+        result = []
+
+        def sampler_function(model, noisy, sigmas, extra_args=None, callback=None, disable=None):
+            result.append(model(noisy, sigmas[:1], **extra_args))
+            return noisy
+
+        sampler = comfy.samplers.KSAMPLER(sampler_function)
+        guider.conds = {name: [entry.copy() for entry in conds] for name, conds in guider.original_conds.items()}
+        prepared = comfy.sampler_helpers.prepare_sampling(model, x.shape, guider.conds, guider.model_options)
+        guider.inner_model, guider.conds, guider.loaded_models = prepared
+        comfy.sampler_helpers.prepare_model_patcher(model, guider.conds, guider.model_options)
+        model.pre_run()
+        guider.inner_sample(x, torch.zeros_like(x), x.device, sampler, torch.tensor([0.9, 0.0]), None, None, True, 0)
+        model.cleanup()
+        return result[0]
+
+    model = tiny.model("sd3")
+    plain = predict(model)
+    assert torch.equal(predict(micrograin(model, q_low=0.1, q_high=0.9)), kernel(plain, 0.1, 0.9))

@@ -1,0 +1,165 @@
+"""QSilk AQClip: tile-wise adaptive clipping, at every sampling step or once on a latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.aqclip import AQClipState, aqclip
+from . import _inputs
+from ._latent import on_latent
+from ._run import DenoisedStage, Window, add_stage
+
+# name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.
+CORRIDORS = {
+    "gentle": {"corridor": "widening", "form": "smooth", "k_min": 2.5, "k_max": 4.5},
+    "strong": {"corridor": "widening", "form": "smooth", "k_min": 1.75, "k_max": 3.0},
+    "paper": {"corridor": "paper", "form": "tanh"},
+}
+
+
+def limits() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "corridor",
+            options=list(CORRIDORS),
+            default="gentle",
+            tooltip="How far a tile's values may stray from its mean. gentle: 2.5 to 4.5 standard deviations, wider where "
+            "the picture has structure; leaves a clean latent alone. strong: 1.75 to 3, for high guidance. "
+            "paper: the one-sided corridor and doubling tanh as printed; it damages pictures and is here for comparison.",
+        ),
+        _inputs.strength(),
+    ]
+
+
+def tiles() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "tile",
+            default=32,
+            min=2,
+            max=512,
+            tooltip="Side of a tile in latent positions (8 or 16 pixels each). Larger than the latent: one tile.",
+        ),
+        io.Int.Input(
+            "stride",
+            default=16,
+            min=1,
+            max=512,
+            tooltip="Distance between tiles, at most 'tile'. Half a tile blends neighbours without seams.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The options that the two nodes share."""
+
+    corridor: str
+    strength: float
+    tile: int
+    stride: int
+
+    def check(self, node: str) -> None:
+        if self.stride > self.tile:
+            raise ValueError(
+                f"{node}: stride ({self.stride}) must not be above tile ({self.tile}), or positions would be left out; "
+                "lower stride."
+            )
+
+    def apply(
+        self, x: Tensor, ema_beta: float = 0.0, state: AQClipState | None = None, step: int | None = None
+    ) -> Tensor:
+        options = CORRIDORS[self.corridor]
+        clipped = aqclip(x, self.tile, self.stride, ema_beta=ema_beta, state=state, step=step, **options)
+        return clipped if self.strength == 1.0 else torch.lerp(x, clipped, self.strength)
+
+    def __str__(self) -> str:
+        return f"{self.corridor}, tiles of {self.tile} every {self.stride}, strength {self.strength:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class AQClipStage(DenoisedStage):
+    clip: Clip
+    ema_beta: float
+
+    def new_state(self) -> AQClipState:
+        return AQClipState()
+
+    def objection(self, denoised: Tensor) -> str:
+        return (
+            ""
+            if denoised.ndim in (4, 5)
+            else f"It needs an image or video latent, not one of shape {tuple(denoised.shape)}."
+        )
+
+    def apply(self, denoised: Tensor, state: AQClipState, step: int | None) -> Tensor:
+        return self.clip.apply(denoised, self.ema_beta, state, step)
+
+    def settings(self) -> str:
+        return f"{self.clip}, ema_beta {self.ema_beta:g}"
+
+
+class GimbalAQClip(io.ComfyNode):
+    NAME = "AQClip (QSilk)"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalAQClip",
+            display_name=cls.NAME,
+            category="gimbal/qsilk",
+            description="Keeps every step's prediction, tile by tile, within a corridor around the tile's own mean, after "
+            "guidance. Wider where the picture has structure, averaged over the steps.",
+            inputs=[
+                io.Model.Input("model"),
+                *limits(),
+                *_inputs.window(),
+                *tiles(),
+                io.Float.Input(
+                    "ema_beta",
+                    default=0.8,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="How much of the corridor comes from earlier steps. 0 forgets them.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, start_percent: float, end_percent: float, ema_beta: float, **options) -> io.NodeOutput:
+        clip, window = Clip(**options), Window(start_percent, end_percent)
+        clip.check(cls.NAME)
+        window.check(cls.NAME)
+        if clip.strength == 0.0:
+            return io.NodeOutput(model)
+        return io.NodeOutput(add_stage(model, AQClipStage(cls.NAME, window, clip, ema_beta)))
+
+
+class GimbalAQClipLatent(io.ComfyNode):
+    NAME = "AQClip on Latent (QSilk)"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalAQClipLatent",
+            display_name=cls.NAME,
+            category="gimbal/qsilk",
+            description="The same clip, once, on a finished latent: before VAE Decode, or between two passes.",
+            inputs=[io.Latent.Input("latent"), *limits(), *tiles()],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, latent, **options) -> io.NodeOutput:
+        clip = Clip(**options)
+        clip.check(cls.NAME)
+        return io.NodeOutput(on_latent(cls.NAME, latent, clip.apply) if clip.strength else latent)
+
+
+NODES = [GimbalAQClip, GimbalAQClipLatent]
