@@ -77,6 +77,10 @@ class DenoisedStage(Stage):
 
 @dataclass(frozen=True, eq=False)
 class GuidanceStage(Stage):
+    def objection(self, cond: Tensor, cfg: float) -> str:
+        """Why this stage cannot act on such a prediction; empty if it can."""
+        return ""
+
     def apply(self, cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
         """The conditional prediction that plain CFG is to see instead of cond."""
         raise NotImplementedError
@@ -107,9 +111,9 @@ class Run:
         self.sigmas = sigmas
         self.packed = packed  # several latents (video and audio) flattened into one tensor
 
-    def denoised(self, denoised: Tensor, sigma: Tensor, model_sampling: Any) -> Tensor:
+    def denoised(self, denoised: Tensor, sigma: Tensor, patcher: Any) -> Tensor:
         for stage, record in self.records.items():
-            if isinstance(stage, DenoisedStage) and self._may_act(stage, record, sigma, model_sampling):
+            if isinstance(stage, DenoisedStage) and self._may_act(stage, record, sigma, patcher):
                 record.refusal = stage.objection(denoised)
                 if record.refusal:
                     continue
@@ -121,16 +125,20 @@ class Run:
         return denoised
 
     def guidance(self, stage: GuidanceStage, args: dict) -> list[Tensor]:
-        predictions, record = list(args["conds_out"]), self.records[stage]
+        predictions, record, cfg = list(args["conds_out"]), self.records[stage], args["cond_scale"]
+        if not self._may_act(stage, record, args["sigma"], args["model"].current_patcher):
+            return predictions
         if len(predictions) != 2:
             record.refusal = f"This guider combines {len(predictions)} predictions; it knows what to do with two."
-        elif args["conds"][1] is None or args["cond_scale"] == 0.0:
-            record.refusal = f"At cfg {args['cond_scale']:g} there is no guidance to change; raise cfg above 1."
-        elif self._may_act(
-            stage, record, args["sigma"], args["model"].current_patcher.get_model_object("model_sampling")
-        ):
+        elif args["conds"][1] is None or cfg == 0.0:  # ComfyUI leaves the second out at cfg 1, or without a negative
+            record.refusal = (
+                f"At cfg {cfg:g}, or without a negative, there is no guidance to change; raise cfg above 1."
+            )
+        else:
+            record.refusal = stage.objection(predictions[0], cfg)
+        if not record.refusal:
             record.note(predictions[0])
-            predictions[0] = stage.apply(*predictions, args["cond_scale"])
+            predictions[0] = stage.apply(*predictions, cfg)
         return predictions
 
     def report(self) -> None:
@@ -154,13 +162,15 @@ class Run:
                 logger.warning("%s: did nothing. This sampler or guider never called it.", stage.node)
         self._report_nonfinite()
 
-    def _may_act(self, stage: Stage, record: Record, sigma: Tensor, model_sampling: Any) -> bool:
+    def _may_act(self, stage: Stage, record: Record, sigma: Tensor, patcher: Any) -> bool:
         record.seen += 1
         if self.packed:
             record.refusal = (
                 "This latent packs several parts (video and audio) into one; it cannot yet tell them apart."
             )
-        return not self.packed and stage.window.covers(sigma, model_sampling)
+            return False
+        # Asked for here, not when the node ran: a sampling patch (shift, ...) may come after it in the graph.
+        return stage.window.covers(sigma, patcher.get_model_object("model_sampling"))
 
     def _report_nonfinite(self) -> None:
         for stage, record in self.records.items():
@@ -208,9 +218,7 @@ class _Predict:
 
     def __call__(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any):
         denoised = executor(x, timestep, model_options, *args, **kwargs)
-        run = _run_of(model_options, self.stages)
-        # Asked for here, not when the node ran: a sampling patch (shift, ...) may come after it in the graph.
-        return run.denoised(denoised, timestep, executor.class_obj.model_patcher.get_model_object("model_sampling"))
+        return _run_of(model_options, self.stages).denoised(denoised, timestep, executor.class_obj.model_patcher)
 
 
 def add_stage(model: Any, stage: Stage) -> Any:

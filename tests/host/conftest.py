@@ -27,6 +27,7 @@ def comfy(comfyui_home):
     import comfy.sd
 
     sys.argv = saved
+    torch.set_num_threads(1)  # for networks this small a second thread mostly waits, the more so on a busy machine
     return comfy
 
 
@@ -47,6 +48,18 @@ def tiny(comfy, tmp_path_factory):
     sys.modules["tiny_models"] = module
     spec.loader.exec_module(module)
     return module.Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def denoised_seen(tiny):
+    """The predictions that the sampler receives, by step."""
+
+    def denoised_seen(model, family="sd3", **options):
+        seen = []
+        tiny.sample(model, family, callback=lambda step, denoised, x, total: seen.append(denoised.clone()), **options)
+        return seen
+
+    return denoised_seen
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,16 @@ MODEL_NODES = {
         "stride": 4,
         "ema_beta": 0.8,
     },
+    "samg.GimbalSAMG": {
+        "w_min": -1.0,
+        "w_max": -1.0,
+        "normalize": "quantile",
+        "curve": "linear",
+        "scope": "clip",
+        "strength": 1.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    },
 }
 
 pytestmark = [

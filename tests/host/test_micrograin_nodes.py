@@ -32,20 +32,13 @@ def on_latent(comfy):
     return lambda latent, **changes: GimbalMicrograinLatent.execute(latent, **{**LATENT_OPTIONS, **changes}).args[0]
 
 
-def denoised_seen(tiny, model, family, **options):
-    """The predictions that the sampler receives, by step."""
-    seen = []
-    tiny.sample(model, family, callback=lambda step, denoised, x, total: seen.append(denoised.clone()), **options)
-    return seen
-
-
 @pytest.mark.parametrize("family", ["sd3", "sd15", "wan"])
-def test_it_clamps_the_guided_prediction(tiny, micrograin, family):
+def test_it_clamps_the_guided_prediction(tiny, denoised_seen, micrograin, family):
     from gimbal.core.micrograin import micrograin as kernel
 
     model = tiny.model(family)
-    plain = denoised_seen(tiny, model, family)
-    clamped = denoised_seen(tiny, micrograin(model, q_low=0.05, q_high=0.95), family)
+    plain = denoised_seen(model, family)
+    clamped = denoised_seen(micrograin(model, q_low=0.05, q_high=0.95), family)
     assert torch.equal(clamped[0], kernel(plain[0], 0.05, 0.95))  # steps after the first start from another x
 
 
@@ -54,10 +47,10 @@ def test_neutral_quantiles_are_bit_exact(tiny, micrograin):
     assert torch.equal(tiny.sample(micrograin(model), "sd3"), tiny.sample(model, "sd3"))
 
 
-def test_strength_blends(tiny, micrograin):
+def test_strength_blends(tiny, denoised_seen, micrograin):
     model = tiny.model("sd3")
     plain, half, full = (
-        denoised_seen(tiny, patched, "sd3")[0]
+        denoised_seen(patched, "sd3")[0]
         for patched in (
             model,
             micrograin(model, q_low=0.1, q_high=0.9, strength=0.5),
@@ -93,14 +86,14 @@ def test_reversed_window_is_refused(tiny, micrograin):
         micrograin(tiny.model("sd3"), start_percent=0.8, end_percent=0.2)
 
 
-def test_nodes_act_in_the_order_of_the_graph(tiny, micrograin):
+def test_nodes_act_in_the_order_of_the_graph(tiny, denoised_seen, micrograin):
     from gimbal.core.micrograin import micrograin as kernel
 
     model = tiny.model("sd3")
-    plain = denoised_seen(tiny, model, "sd3")[0]
+    plain = denoised_seen(model, "sd3")[0]
     chain = micrograin(micrograin(model, form="tanh", q_low=0.1, q_high=0.9), q_low=0.3, q_high=0.7)
     expected = kernel(kernel(plain, 0.1, 0.9, "tanh"), 0.3, 0.7)
-    assert torch.equal(denoised_seen(tiny, chain, "sd3")[0], expected)
+    assert torch.equal(denoised_seen(chain, "sd3")[0], expected)
     assert not torch.equal(expected, kernel(kernel(plain, 0.3, 0.7), 0.1, 0.9, "tanh"))
 
 
@@ -165,7 +158,7 @@ def test_inpainting_keeps_the_kept_region(tiny, micrograin):
     assert not torch.equal(result[..., 8:], plain[..., 8:])
 
 
-def test_nan_is_said_once_and_stays_where_it_is(tiny, micrograin, caplog):
+def test_nan_is_said_once_and_stays_where_it_is(tiny, denoised_seen, micrograin, caplog):
     def spoil(args):
         denoised = args["denoised"].clone()
         denoised[1, 0, 0, 0] = float("nan")
@@ -174,7 +167,7 @@ def test_nan_is_said_once_and_stays_where_it_is(tiny, micrograin, caplog):
     model = tiny.model("sd3")
     model.set_model_sampler_post_cfg_function(spoil)
     patched = micrograin(model, q_low=0.1, q_high=0.9)
-    seen = denoised_seen(tiny, patched, "sd3", latent=tiny.latent("sd3", batch=2), steps=1)[0]
+    seen = denoised_seen(patched, "sd3", latent=tiny.latent("sd3", batch=2), steps=1)[0]
     assert seen.isnan().sum() == 1 and seen[1, 0, 0, 0].isnan()
     warnings = [line for line in caplog.messages if "NaN" in line]
     assert len(warnings) == 1

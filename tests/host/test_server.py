@@ -91,7 +91,13 @@ def with_seed(workflow, seed):
 
 
 def test_nodes_are_registered_and_explain_themselves(ours):
-    assert set(ours) == {"GimbalMicrograin", "GimbalMicrograinLatent", "GimbalAQClip", "GimbalAQClipLatent"}
+    assert set(ours) == {
+        "GimbalMicrograin",
+        "GimbalMicrograinLatent",
+        "GimbalAQClip",
+        "GimbalAQClipLatent",
+        "GimbalSAMG",
+    }
     for name, entry in ours.items():
         assert entry["description"] and entry["category"].startswith("gimbal/"), name
         for group in entry["input"].values():

@@ -1,0 +1,128 @@
+"""SAMG in ComfyUI's guidance: what it computes, beside whom it works, and when it says that it cannot."""
+
+import pytest
+import torch
+
+OPTIONS = {
+    "w_min": -1.0,
+    "w_max": -1.0,
+    "normalize": "minmax",
+    "curve": "linear",
+    "scope": "clip",
+    "strength": 1.0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+}
+
+
+@pytest.fixture
+def samg(comfy):
+    from gimbal.nodes.samg import GimbalSAMG
+
+    return lambda model, **changes: GimbalSAMG.execute(model, **{**OPTIONS, **changes}).args[0]
+
+
+def predictions_of(model):
+    """cond and uncond of each call, before any node added later."""
+    seen = []
+
+    def watch(args):
+        seen.append([prediction.clone() for prediction in args["conds_out"]])
+        return args["conds_out"]
+
+    model.set_model_sampler_pre_cfg_function(watch)
+    return seen
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd15", "wan"])
+@pytest.mark.parametrize(("w_min", "w_max", "expected"), [(-1.0, -1.0, (3.0, 7.2)), (2.0, 9.0, (2.0, 9.0))])
+def test_the_guided_prediction_is_samgs(tiny, denoised_seen, samg, family, w_min, w_max, expected):
+    from gimbal.core.samg import samg as kernel
+
+    model = tiny.model(family)
+    seen = predictions_of(model)
+    guided = denoised_seen(samg(model, w_min=w_min, w_max=w_max), family, cfg=4.5)
+    for (cond, uncond), result in zip(seen, guided, strict=True):
+        torch.testing.assert_close(result, kernel(cond, uncond, *expected), rtol=1e-5, atol=1e-5)
+
+
+def test_equal_scales_are_plain_cfg_bit_for_bit(tiny, samg):
+    model = tiny.model("sd3")
+    assert torch.equal(
+        tiny.sample(samg(model, w_min=3.0, w_max=3.0), "sd3", cfg=3.0), tiny.sample(model, "sd3", cfg=3.0)
+    )
+
+
+def test_half_strength_is_half_way_to_the_map(tiny, denoised_seen, samg):
+    model = tiny.model("sd3")
+    plain, half, full = (denoised_seen(patched)[0] for patched in (model, samg(model, strength=0.5), samg(model)))
+    torch.testing.assert_close(half, (plain + full) / 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["before", "behind"])
+def test_the_cfg_function_stays_free(tiny, denoised_seen, samg, order):
+    """RescaleCFG holds ComfyUI's single CFG slot; wherever it stands in the graph, both act."""
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+
+    rescale = lambda model: RescaleCFG().patch(model, 0.7)[0]  # noqa: E731
+    model = tiny.model("sd15")
+    both = rescale(samg(model)) if order == "before" else samg(rescale(model))
+    result = denoised_seen(both, "sd15")[0]
+    for one in (model, rescale(model), samg(model)):
+        assert not torch.allclose(result, denoised_seen(one, "sd15")[0])
+    assert torch.equal(result, denoised_seen(rescale(samg(model)), "sd15")[0])
+
+
+def test_without_guidance_it_says_so_once(tiny, samg, caplog):
+    model = tiny.model("sd3")
+    assert torch.equal(tiny.sample(samg(model), "sd3", cfg=1.0), tiny.sample(model, "sd3", cfg=1.0))
+    said = [line for line in caplog.messages if "SAMG" in line]
+    assert said == [
+        "SAMG Spatial Guidance: did nothing. At cfg 1, or without a negative, there is no guidance to change; "
+        "raise cfg above 1."
+    ]
+
+
+@pytest.mark.parametrize("guider", ["perp_neg", "dual"])
+def test_guiders_it_cannot_help_are_left_alone_and_said(tiny, samg, comfy, caplog, guider):
+    from comfy_extras import nodes_custom_sampler, nodes_perpneg
+
+    def sample(model):
+        positive, negative = tiny.conditioning("sd3")
+        if guider == "perp_neg":
+            made = nodes_perpneg.Guider_PerpNeg(model)
+            made.set_conds(positive, negative, negative)
+            made.set_cfg(3.0, 1.0)
+        else:
+            made = nodes_custom_sampler.Guider_DualCFG(model)
+            made.set_conds(positive, positive, negative)
+            made.set_cfg(3.0, 2.0)
+        latent = tiny.latent("sd3")
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
+        sampler = comfy.samplers.sampler_object("euler")
+        return made.sample(comfy.sample.prepare_noise(latent, 0), latent, sampler, sigmas, disable_pbar=True)
+
+    model = tiny.model("sd3")
+    assert torch.equal(sample(samg(model)), sample(model))
+    (said,) = (line for line in caplog.messages if "SAMG" in line)
+    assert "did nothing" in said
+    assert ("combines 3 predictions" if guider == "perp_neg" else "never called it") in said
+
+
+def test_a_range_out_of_order_is_refused(tiny, samg, caplog):
+    with pytest.raises(ValueError, match=r"SAMG Spatial Guidance: w_min \(8\) must not be above w_max \(2\); swap"):
+        samg(tiny.model("sd3"), w_min=8.0, w_max=2.0)
+    model = tiny.model("sd3")  # one end follows cfg: known only when sampling
+    assert torch.equal(tiny.sample(samg(model, w_min=8.0), "sd3", cfg=3.0), tiny.sample(model, "sd3", cfg=3.0))
+    assert "SAMG Spatial Guidance: did nothing. At cfg 3 w_min is 8 and w_max 4.8" in caplog.text
+
+
+def test_it_acts_together_with_the_clamps(tiny, denoised_seen, samg):
+    from gimbal.core.micrograin import micrograin
+    from gimbal.nodes.micrograin import GimbalMicrograin
+
+    options = {"form": "hard", "q_low": 0.1, "q_high": 0.9, "strength": 1.0, "knee": 0.8, "alpha": 2.0}
+    model = tiny.model("sd3")
+    clamped = GimbalMicrograin.execute(model, start_percent=0.0, end_percent=1.0, **options).args[0]
+    guided = denoised_seen(samg(model))[0]
+    assert torch.equal(denoised_seen(samg(clamped))[0], micrograin(guided, 0.1, 0.9))
