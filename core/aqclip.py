@@ -16,7 +16,7 @@ from .tiles import Grid, as_frames, blocks, tile_grid, tile_statistics
 EPSILON = 1e-8  # the eps of Alg. 1 line 7
 RAREST = 1e-6  # quantiles of Eq. 2 stay this far from 0 and 1, where the normal distribution has no bound
 
-_Clip = Callable[[Tensor, Iterator[Tensor], Tensor], Tensor]
+_Clip = Callable[[Tensor, Iterator[Tensor], Tensor, Tensor], None]
 
 
 class AQClipState:
@@ -193,7 +193,11 @@ def _clip_blocks(x: Tensor, result: Tensor, grid: Grid, tables: Tensor, clip: _C
         count = (heights[block.bands, None] * widths).unsqueeze(1)  # (bands, 1, W) tiles at each position
         own = tables[:, block.batch, block.frames]
         layers = _layers(own, bands[:, block.bands], columns)
-        block.of(result).copy_(clip(block.of(x).float(), layers, count))
+        part, target = block.of(x).float(), block.of(result)
+        total = target if target.dtype == torch.float32 else torch.empty_like(part)
+        clip(part, layers, count, total)
+        if total is not target:
+            target.copy_(total)
 
 
 def _layers(tables: Tensor, bands: Tensor, columns: Tensor) -> Iterator[Tensor]:
@@ -204,26 +208,28 @@ def _layers(tables: Tensor, bands: Tensor, columns: Tensor) -> Iterator[Tensor]:
             yield rows.index_select(4, column).unsqueeze(3).unsqueeze(5)
 
 
-def _tanh(x: Tensor, layers: Iterator[Tensor], count: Tensor) -> Tensor:
-    """Alg. 1 lines 7-8 on a block (b, f, C, bands, height, W)."""
-    total, part = torch.zeros_like(x), torch.empty_like(x)
+def _tanh(x: Tensor, layers: Iterator[Tensor], count: Tensor, total: Tensor) -> None:
+    """Alg. 1 lines 7-8 on a block (b, f, C, bands, height, W), written to total."""
+    part = torch.empty_like(x)
+    total.zero_()
     floor = clipped = 0.0
     for slope, offset, gain, low, clips in layers:
         torch.addcmul(offset, x, slope, out=part)
         total.addcmul_(part.sigmoid_(), gain)
         floor, clipped = floor + low, clipped + clips
     kept = (count - clipped) / count  # share of tiles of one value, where x stays
-    return total.add_(floor).div_(count).addcmul_(x, kept)
+    total.add_(floor).div_(count).addcmul_(x, kept)
 
 
-def _smooth(x: Tensor, layers: Iterator[Tensor], count: Tensor) -> Tensor:
-    """x less what the tiles take from it, on a block (b, f, C, bands, height, W).
+def _smooth(x: Tensor, layers: Iterator[Tensor], count: Tensor, total: Tensor) -> None:
+    """x less what the tiles take from it, on a block (b, f, C, bands, height, W), written to total.
 
     An excess s over the knee becomes s / (1 + |s| / r), so s |s| / (r + |s|) is taken.
     """
-    total, excess, size = torch.zeros_like(x), torch.empty_like(x), torch.empty_like(x)
+    excess, size = torch.empty_like(x), torch.empty_like(x)
+    total.zero_()
     for low, high, room in layers:
         torch.sub(x, torch.clamp(x, low, high, out=excess), out=excess)
         torch.abs(excess, out=size)
         total.addcdiv_(excess.mul_(size), size.add_(room))
-    return torch.sub(x, total.div_(count), out=total)
+    torch.sub(x, total.div_(count), out=total)

@@ -162,9 +162,9 @@ def test_a_constant_latent_is_unchanged(form, corridor, value):
 def test_constant_tiles_beside_others_are_unchanged(form):
     x = latent(1, 3, 64, 64)
     x[..., :32] = 0.1
-    wide = AQClipState()  # whose average corridor is wide already when the tile is constant
-    aqclip(latent(1, 3, 64, 64, seed=1), 16, 8, form=form, state=wide)
-    result = aqclip(x, 16, 8, form=form, state=wide)
+    elsewhere = AQClipState()  # whose average corridor does not hold 0.1
+    aqclip(latent(1, 3, 64, 64, seed=1) + 50.0, 16, 8, form=form, state=elsewhere)
+    result = aqclip(x, 16, 8, form=form, state=elsewhere)
     assert torch.equal(result[..., :24], x[..., :24])  # from column 24 on, tiles reach beyond column 32
     assert not torch.equal(result[..., 32:], x[..., 32:])
 
