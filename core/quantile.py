@@ -37,22 +37,26 @@ def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
     all_finite = on_host(x) and _all_finite(flat)
     finite = None if all_finite else flat.isfinite()
 
-    # Each quantile is read from the end it is nearer to; one pass per end serves all quantiles there.
-    result: list[Tensor | None] = [None] * len(levels)
-    for largest in (False, True):
-        wanted = [i for i, level in enumerate(levels) if (level > 0.5) == largest]
-        if not wanted:
+    # Each quantile is read from the end it is nearer to; one search per end serves all quantiles there.
+    depths = {
+        largest: max((_depth(level, size, largest) for level in levels if (level > 0.5) == largest), default=0)
+        for largest in (False, True)
+    }
+    width = next((width for width in CHUNKS if 2 * max(depths.values()) * width <= size), None)
+    all_finite, extremes = _examined(flat, width) if on_host(x) else (False, {})
+    finite = None if all_finite else flat.isfinite()
+    count = size if all_finite else finite.sum(1)  # (B,)
+
+    tails = {}
+    for largest, k in depths.items():
+        if k == 0:
             continue
-        depth = max(_depth(levels[i], size, largest) for i in wanted)
-        # Elements that are not finite rank behind all others.
-        source = flat if all_finite else flat.where(finite, -torch.inf if largest else torch.inf)
-        tail = _extremes(source, depth, largest)  # (B, depth), the most extreme first
-        for i in wanted:
-            if all_finite:
-                result[i] = _interpolate(tail, levels[i], size, largest)
-            else:
-                result[i] = _interpolate_counted(tail, levels[i], finite.sum(1), largest)
-    return torch.stack(result)
+        if all_finite:
+            tails[largest] = _tail(flat, k, largest, width, extremes.get(largest))
+        else:  # what is not finite ranks behind all else
+            tails[largest] = _tail(flat.where(finite, -torch.inf if largest else torch.inf), k, largest, width)
+    interpolate = _interpolate if all_finite else _interpolate_counted
+    return torch.stack([interpolate(tails[level > 0.5], level, count, level > 0.5) for level in levels])
 
 
 def on_host(x: Tensor) -> bool:
@@ -71,11 +75,23 @@ def _checked_levels(x: Tensor, q: Sequence[float] | float) -> list[float]:
     return levels
 
 
-def _all_finite(flat: Tensor) -> bool:
-    if flat.shape[0] == 0:
-        return False
-    low, high = flat.aminmax()  # NaN in any element makes both NaN
-    return math.isfinite(low.item()) and math.isfinite(high.item())
+def _examined(flat: Tensor, width: int | None) -> tuple[bool, dict[bool, Tensor]]:
+    """On the CPU: whether all elements are finite, and the chunk extremes, which tell that and are needed anyway."""
+    if width is None:
+        return _all_finite(flat), {}
+    chunks, rest = _chunked(flat, width)
+    extremes = {largest: _chunk_extremes(chunks, largest) for largest in (False, True)}
+    return all(_all_finite(values) for values in (*extremes.values(), rest)), extremes
+
+
+def _all_finite(values: Tensor) -> bool:
+    if values.numel() == 0:
+        return True
+    for piece in values.reshape(-1).split(PIECE):
+        low, high = piece.aminmax()  # NaN in any element makes both NaN
+        if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+            return False
+    return True
 
 
 def _fixed_point_rank(level: float, count: int | Tensor) -> int | Tensor:
@@ -111,27 +127,38 @@ def _interpolate_counted(tail: Tensor, level: float, count: Tensor, largest: boo
     return below_value.lerp(above_value, weight).where(count > 0, torch.nan)
 
 
-def _extremes(flat: Tensor, k: int, largest: bool) -> Tensor:
+def _tail(flat: Tensor, k: int, largest: bool, width: int | None, extremes: Tensor | None = None) -> Tensor:
     """The k largest or smallest of each row, sorted; flat (B, n) without NaN -> (B, k).
 
     They lie in the k chunks whose own extremes are the most extreme. Were one in another chunk, each of the k chosen
     chunks would hold an element at least as extreme, so one of those can take its place.
     """
-    size = flat.shape[1]
-    width = next((width for width in CHUNKS if 2 * k * width <= size), None)
     if width is None:
         return flat.topk(k, dim=1, largest=largest).values
-    whole = size - size % width
-    chunks = flat[:, :whole].unflatten(1, (-1, width))  # (B, chunks, width)
-    extremes = chunks.amax(2) if largest else chunks.amin(2)
+    chunks, rest = _chunked(flat, width)
+    if extremes is None:
+        extremes = _chunk_extremes(chunks, largest)
     bounds, chosen = extremes.topk(k, dim=1, largest=largest, sorted=False)  # (B, k)
-    rest = flat[:, whole:]  # (B, fewer than width)
     if on_host(flat):
         rows = [_candidates(*sample, largest) for sample in zip(chunks, chosen, bounds, rest, strict=True)]
         return torch.stack([row.topk(k, largest=largest).values for row in rows])
     batch = torch.arange(flat.shape[0], device=flat.device)[:, None]
     candidates = torch.cat([chunks[batch, chosen].flatten(1), rest], 1)  # (B, k * width + rest)
     return candidates.topk(k, dim=1, largest=largest).values
+
+
+def _chunked(flat: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Views: (B, chunks, width), and what is left over at the end, (B, fewer than width)."""
+    whole = flat.shape[1] - flat.shape[1] % width
+    return flat[:, :whole].unflatten(1, (-1, width)), flat[:, whole:]
+
+
+def _chunk_extremes(chunks: Tensor, largest: bool) -> Tensor:
+    reduce = torch.amax if largest else torch.amin
+    if not on_host(chunks):
+        return reduce(chunks, 2)
+    step = max(1, PIECE // (chunks.shape[0] * chunks.shape[2]))
+    return torch.cat([reduce(piece, 2) for piece in chunks.split(step, 1)], 1)  # (B, chunks)
 
 
 def _candidates(chunks: Tensor, chosen: Tensor, bounds: Tensor, rest: Tensor, largest: bool) -> Tensor:

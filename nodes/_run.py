@@ -95,8 +95,7 @@ class Record:
         self.refusal = ""  # why it could not act
         self.nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value once, at the end
 
-    def note(self, x: Tensor) -> None:
-        self.acted += 1
+    def watch(self, x: Tensor) -> None:
         found = nonfinite_samples(x)
         self.nonfinite = found if self.nonfinite is None else self.nonfinite | found
 
@@ -112,16 +111,18 @@ class Run:
         self.packed = packed  # several latents (video and audio) flattened into one tensor
 
     def denoised(self, denoised: Tensor, sigma: Tensor, patcher: Any) -> Tensor:
+        watched = False
         for stage, record in self.records.items():
-            if isinstance(stage, DenoisedStage) and self._may_act(stage, record, sigma, patcher):
-                record.refusal = stage.objection(denoised)
-                if record.refusal:
-                    continue
-                record.note(denoised)
-                step = None
-                if record.state is not None and self.sigmas:
-                    step = step_index(float(sigma.flatten()[0]), self.sigmas)
-                denoised = stage.apply(denoised, record.state, step)
+            if not isinstance(stage, DenoisedStage) or not self._may_act(stage, record, sigma, patcher):
+                continue
+            record.refusal = stage.objection(denoised)
+            if record.refusal:
+                continue
+            if not watched:  # the stages behind it see what it makes of the same prediction
+                record.watch(denoised)
+                watched = True
+            record.acted += 1
+            denoised = stage.apply(denoised, record.state, self._step(record, sigma))
         return denoised
 
     def guidance(self, stage: GuidanceStage, args: dict) -> list[Tensor]:
@@ -137,7 +138,8 @@ class Run:
         else:
             record.refusal = stage.objection(predictions[0], cfg)
         if not record.refusal:
-            record.note(predictions[0])
+            record.watch(predictions[0])
+            record.acted += 1
             predictions[0] = stage.apply(*predictions, cfg)
         return predictions
 
@@ -172,11 +174,16 @@ class Run:
         # Asked for here, not when the node ran: a sampling patch (shift, ...) may come after it in the graph.
         return stage.window.covers(sigma, patcher.get_model_object("model_sampling"))
 
+    def _step(self, record: Record, sigma: Tensor) -> int | None:
+        if record.state is None or not self.sigmas:
+            return None
+        return step_index(float(sigma.flatten()[0]), self.sigmas)
+
     def _report_nonfinite(self) -> None:
         for stage, record in self.records.items():
             if record.nonfinite is not None and bool(record.nonfinite.any()):
                 warn_nonfinite(stage.node, "the model's prediction", record.nonfinite)
-                return  # what the first stage was given: the others see the same
+                return  # said once, for the first node that met it
 
 
 def nonfinite_samples(x: Tensor) -> Tensor:
@@ -201,11 +208,12 @@ class _Begin:
     def __init__(self, stages: tuple[Stage, ...]):
         self.stages = stages
 
-    def __call__(self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs):
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
         run = Run(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
         # These options were cloned for this run and are dropped after it.
         executor.class_obj.model_options["transformer_options"][KEY] = run
-        samples = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+        samples = executor(*args, **kwargs)
         run.report()
         return samples
 
