@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from devkit import base
 from devkit.paths import DEV, Stop
-from devkit.server import Server
+from devkit.server import Server, check_port
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8188)
     parser.add_argument("--gpu", action="store_true", help="let ComfyUI use the GPU (default: CPU, as the tests do)")
     args, rest = parser.parse_known_args()
+    check_port(args.port)  # before touching the base directory, which a running server may be using
     folder = base.make(DEV / "base")
     saved = folder / "user" / "default" / "workflows"
     saved.mkdir(parents=True, exist_ok=True)
@@ -36,6 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, not orphaned
     try:
         main()
     except Stop as stop:

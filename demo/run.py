@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEV / "demo", help="folder for the pictures")
     args = parser.parse_args()
     start = time.monotonic()
-    folder = base.make(DEV / "base")
+    folder = base.make(DEV / "demo" / "base")
     print(f"Starting ComfyUI {comfyui.version(args.comfyui)} with Gimbal ...", flush=True)
     with Server(args.comfyui, folder) as server:
         known = server.get("/object_info")
@@ -60,6 +61,7 @@ class Progress:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, not orphaned
     try:
         main()
     except (Stop, client.WorkflowFailed) as error:

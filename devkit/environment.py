@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import venv
@@ -59,8 +60,14 @@ def ensure(groups: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str | Path], **options: object) -> int:
-    """Run the venv's Python; its exit code."""
-    return subprocess.run([PYTHON, *arguments], **options).returncode
+    """Run the venv's Python; its exit code. Interrupting or terminating dev.py lets the program clean up first."""
+    process = subprocess.Popen([PYTHON, *arguments], **options)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # Ctrl+C reached the program too
 
 
 def pip(*arguments: str | Path, what: str) -> None:

@@ -25,6 +25,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def check_port(port: int) -> None:
+    """Stop unless a server can be started on this port."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise Stop(f"port {port} is taken by another program; choose another with --port.")
+
+
 class Server:
     """A ComfyUI process with its own base directory; a context manager. Nothing is written into its checkout."""
 
@@ -46,9 +53,7 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                raise Stop(f"port {self.port} is taken by another program; choose another with --port.")
+        check_port(self.port)
         command = [
             PYTHON,
             *("-X", f"pycache_prefix={DEV / 'pycache'}"),
