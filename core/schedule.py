@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def step_index(sigma: float, sigmas: Sequence[float], rel_tol: float = 1e-4) -> int:
@@ -15,7 +16,7 @@ def step_index(sigma: float, sigmas: Sequence[float], rel_tol: float = 1e-4) -> 
     Raises:
         ValueError: the schedule is shorter than one step or rises.
     """
-    if len(sigmas) < 2 or any(later > earlier for earlier, later in zip(sigmas, sigmas[1:], strict=False)):
+    if len(sigmas) < 2 or any(later > earlier for earlier, later in pairwise(sigmas)):
         raise ValueError(f"step_index: sigmas must be at least two non-increasing values, got {list(sigmas)}.")
     reached = sum(start >= sigma * (1.0 - rel_tol) for start in sigmas[:-1])
     return max(reached - 1, 0)

@@ -116,3 +116,9 @@ def test_every_node_has_its_help_page():
         ids |= set(re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8")))
     assert ids
     assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == ids
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
+def test_house_style(arguments):
+    done = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
