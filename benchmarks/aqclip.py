@@ -2,17 +2,19 @@
 
     python benchmarks/aqclip.py
 
-Both run in turn, so that what else the machine does hits both; times are medians. Peak memory is what a process of its
-own holds at most beyond what it held before the call, result included (Linux: VmHWM). About a minute on 2 cores.
+Both run in turn, so that what else the machine does hits both; times are medians. On a busy machine, --threads 1 is
+the fairer comparison: ours is the shorter work in more pieces, and threads meet after each. Peak memory is what a
+process of its own holds at most beyond what it held before the call, result included (Linux). About a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -59,16 +61,26 @@ def gimbal(x: Tensor, form: str) -> Tensor:
 CONTESTANTS: dict[str, Callable[[Tensor, str], Tensor]] = {"unfold/fold": unfold_fold, "gimbal": gimbal}
 
 
-def times(x: Tensor, form: str, repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each contestant."""
+def print_times(latent: str, form: str, repetitions: int) -> None:
+    """Print the median milliseconds of each contestant, and the largest difference between their results."""
+    x = torch.randn(LATENTS[latent], generator=torch.Generator().manual_seed(0))
+    difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()  # the warm-up, too
     taken = {name: [] for name in CONTESTANTS}
-    for repetition in range(repetitions + 1):
+    for _ in range(repetitions):
         for name, run in CONTESTANTS.items():
             start = time.perf_counter()
             run(x, form)
-            if repetition:  # the first is the warm-up
-                taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: median(values) for name, values in taken.items()}
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    print(*(median(values) for values in taken.values()), difference)
+
+
+def print_peak(latent: str, form: str, contestant: str) -> None:
+    """Print the peak extra memory of one call, in latents."""
+    x = torch.randn(LATENTS[latent])
+    CONTESTANTS[contestant](torch.randn(1, 4, 96, 96), form)  # loads what the first call loads
+    before = held("VmRSS")
+    CONTESTANTS[contestant](x, form)
+    print((held("VmHWM") - before) / (x.numel() * x.element_size()))
 
 
 def held(what: str) -> int:
@@ -77,52 +89,46 @@ def held(what: str) -> int:
     return 1024 * int(status[what].split()[0])
 
 
-def print_peak(contestant: str, latent: str, form: str) -> None:
-    x = torch.randn(LATENTS[latent])
-    CONTESTANTS[contestant](torch.randn(1, 4, 96, 96), form)  # loads what the first call loads
-    before = held("VmRSS")
-    CONTESTANTS[contestant](x, form)
-    print((held("VmHWM") - before) / (x.numel() * x.element_size()))
+def measure(*arguments: object) -> list[float]:
+    """What a process of its own prints when called with these arguments."""
+    # Threads that spin while they wait lose whole time slices to whatever else runs; sleeping ones lose little.
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
+    command = [sys.executable, __file__, *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return [float(number) for number in output.split()]
 
 
-def peak(contestant: str, latent: str, form: str, threads: int) -> float:
-    """Peak extra memory in latents, measured in a process of its own."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--peak", contestant, latent, form]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def table(repetitions: int, threads: int) -> list[str]:
-    rows = [
-        "| latent | form | unfold/fold | gimbal | times faster | memory unfold/fold | memory gimbal | share | largest difference |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def table(repetitions: int, threads: int) -> Iterator[str]:
+    yield "| latent | form | unfold/fold | gimbal | faster | memory unfold/fold | gimbal | share | difference |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for latent, shape in LATENTS.items():
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for form in FORMS:
-            difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()
-            ms = times(x, form, repetitions)
-            memory = {name: peak(name, latent, form, threads) for name in CONTESTANTS}
-            rows.append(
-                f"| {latent} {'x'.join(map(str, shape))} | {form} "
-                f"| {ms['unfold/fold']:.1f} ms | {ms['gimbal']:.1f} ms | {ms['unfold/fold'] / ms['gimbal']:.1f} "
-                f"| {memory['unfold/fold']:.1f} x | {memory['gimbal']:.1f} x "
-                f"| {memory['gimbal'] / memory['unfold/fold']:.2f} | {difference:.0e} |"
+            settings = ("--threads", threads, "--repetitions", repetitions, "--latent", latent, "--form", form)
+            slow, fast, difference = measure(*settings)
+            (large,), (small,) = (measure(*settings, "--peak", name) for name in CONTESTANTS)
+            yield (
+                f"| {latent} {'x'.join(map(str, shape))} | {form} | {slow:.1f} ms | {fast:.1f} ms | {slow / fast:.1f} x "
+                f"| {large:.1f} x | {small:.1f} x | {small / large:.2f} | {difference:.0e} |"
             )
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak", nargs=3, metavar=("CONTESTANT", "LATENT", "FORM"), help=argparse.SUPPRESS)
+    parser.add_argument("--latent", choices=LATENTS, help=argparse.SUPPRESS)  # these three: see measure
+    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
-        print_peak(*options.peak)
-        return
-    print(f"{options.threads} threads, medians of {options.repetitions}, memory in latents\n")
-    print("\n".join(table(options.repetitions, options.threads)))
+        print_peak(options.latent, options.form, options.peak)
+    elif options.latent:
+        print_times(options.latent, options.form, options.repetitions)
+    else:
+        print(f"{options.threads} threads, medians of {options.repetitions}, memory in latents\n")
+        for row in table(options.repetitions, options.threads):
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -100,9 +100,9 @@ def _sobel(image: Tensor) -> Tensor:
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
     down = padded[..., 2:, :] - padded[..., :-2, :]
     across = padded[..., 2:] - padded[..., :-2]
-    down = down[..., :-2] + 2.0 * down[..., 1:-1] + down[..., 2:]
-    across = across[..., :-2, :] + 2.0 * across[..., 1:-1, :] + across[..., 2:, :]
-    return torch.hypot(down, across)
+    down = (down[..., :-2] + down[..., 2:]).add_(down[..., 1:-1], alpha=2.0)
+    across = (across[..., :-2, :] + across[..., 2:, :]).add_(across[..., 1:-1, :], alpha=2.0)
+    return down.square_().addcmul_(across, across).sqrt_()
 
 
 def _evenly(count: int, limit: int, device: torch.device) -> Tensor:

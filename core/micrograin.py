@@ -97,12 +97,13 @@ def _hard(x: Tensor, q_low: float, q_high: float) -> Tensor:
     low_row = 0 if q_low > 0.0 else None
     high_row = -1 if q_high < 1.0 else None
     # Rounding the bounds to x's dtype first equals clamping in float32 and rounding after: rounding keeps the order.
+    if on_host(x) and len(x) == 1:  # plain numbers as bounds are several times faster on the CPU than tensors
+        return torch.clamp(x, *(None if row is None else bounds[row].item() for row in (low_row, high_row)))
     if not on_host(x) or x.requires_grad:  # clamp(out=...) has no gradient
         low, high = (None if row is None else expand_like(bounds[row], x).to(x.dtype) for row in (low_row, high_row))
         return torch.clamp(x, low, high)
     result = torch.empty_like(x)
     for sample, limited, ends in zip(x, result, bounds.T.tolist(), strict=True):
-        # Plain numbers as bounds are several times faster on the CPU than tensors.
         low, high = (None if row is None else ends[row] for row in (low_row, high_row))
         torch.clamp(sample, low, high, out=limited)
     return result

@@ -39,10 +39,9 @@ def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
         return flat.new_empty(len(levels), 0)
 
     # Each quantile is read from the end it is nearer to; one search per end serves all quantiles there.
-    depths = {
-        largest: max((_depth(level, size, largest) for level in levels if (level > 0.5) == largest), default=0)
-        for largest in (False, True)
-    }
+    depths = {False: 0, True: 0}  # largest: how many elements
+    for level in levels:
+        depths[level > 0.5] = max(depths[level > 0.5], _depth(level, size, level > 0.5))
     width = next((width for width in CHUNKS if 2 * max(depths.values()) * width <= size), None)
     all_finite, extremes = _examined(flat, width) if on_host(x) else (False, None)
     finite = None if all_finite else flat.isfinite()
@@ -50,11 +49,9 @@ def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
 
     tails = {}
     for largest, k in depths.items():
-        if k == 0:
-            continue
-        if all_finite:
+        if k > 0 and all_finite:
             tails[largest] = _tail(flat, k, largest, width, None if extremes is None else extremes[int(largest)])
-        else:  # what is not finite ranks behind all else
+        elif k > 0:  # what is not finite ranks behind all else
             tails[largest] = _tail(flat.where(finite, -torch.inf if largest else torch.inf), k, largest, width)
     interpolate = _interpolate if all_finite else _interpolate_counted
     return torch.stack([interpolate(tails[level > 0.5], level, count, level > 0.5) for level in levels])
@@ -143,7 +140,8 @@ def _tail(flat: Tensor, k: int, largest: bool, width: int | None, extremes: Tens
         extremes = chunks.amax(2) if largest else chunks.amin(2)
     bounds, chosen = extremes.topk(k, dim=1, largest=largest, sorted=False)  # (B, k)
     if on_host(flat):
-        rows = [_candidates(*sample, largest) for sample in zip(chunks, chosen, bounds, rest, strict=True)]
+        samples = zip(chunks.unbind(), chosen.unbind(), bounds.unbind(), rest.unbind(), strict=True)
+        rows = [_candidates(*sample, largest) for sample in samples]
         return torch.stack([row.topk(k, largest=largest).values for row in rows])
     batch = torch.arange(flat.shape[0], device=flat.device)[:, None]
     candidates = torch.cat([chunks[batch, chosen].flatten(1), rest], 1)  # (B, k * width + rest)
@@ -153,7 +151,7 @@ def _tail(flat: Tensor, k: int, largest: bool, width: int | None, extremes: Tens
 def _chunked(flat: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Views: (B, chunks, width), and what is left over at the end, (B, fewer than width)."""
     whole = flat.shape[1] - flat.shape[1] % width
-    return flat[:, :whole].unflatten(1, (-1, width)), flat[:, whole:]
+    return flat[:, :whole].view(len(flat), -1, width), flat[:, whole:]
 
 
 def _candidates(chunks: Tensor, chosen: Tensor, bounds: Tensor, rest: Tensor, largest: bool) -> Tensor:

@@ -17,7 +17,6 @@ from .quantile import sample_quantiles
 Normalize = Literal["minmax", "quantile"]
 Curve = Literal["linear", "bound"]
 Scope = Literal["clip", "frame"]
-
 CHOICES = {"normalize": get_args(Normalize), "curve": get_args(Curve), "scope": get_args(Scope)}
 LEVELS = {"minmax": (0.0, 1.0), "quantile": (0.01, 0.99)}  # quantiles of the energy that span its range
 MIN_CONTRAST = 1e-4  # a smaller relative spread is float32 rounding before long: let the map go flat, not noisy

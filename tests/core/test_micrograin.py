@@ -235,11 +235,12 @@ def test_nothing_waits_for_an_accelerator(form, dtype):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradients_pass_inside_and_stop_at_the_bounds(form):
-    x = noise(1, 4, 40, 40).requires_grad_()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gradients_pass_inside_and_stop_at_the_bounds(form, batch):
+    x = noise(batch, 4, 40, 40).requires_grad_()
     limited = micrograin(x, 0.01, 0.99, form)
     limited.sum().backward()
-    middle, outlier = x.abs().argmin(), x.abs().argmax()
+    middle, outlier = x[0].abs().argmin(), x[0].abs().argmax()
     slope = {"hard": 1.0, "smooth": 1.0, "tanh": 2.0}[form]
     assert x.grad.view(-1)[middle].item() == pytest.approx(slope, rel=0.01)
     assert 0 <= x.grad.view(-1)[outlier].item() < 0.2
