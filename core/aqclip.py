@@ -71,7 +71,7 @@ def aqclip(
     (population) standard deviation of a tile over channels and positions, H its confidence, m = (l + h) / 2 and
     d = (h - l) / 2:
       corridor  paper     Eq. 2: l = mu + ndtri(H^2 / 2) sd, h = mu + ndtri(1 - (1 - H)^2 / 2) sd. It slides with H,
-                          from [mu - 4.9 sd, mu] to [mu, mu + 4.9 sd], rather than widen.
+                          from [mu - 4.8 sd, mu] to [mu, mu + 4.8 sd], rather than widen.
                 widening  ours: mu -+ (k_min + (k_max - k_min) H) sd.
       form      tanh      Alg. 1 lines 7-8: m + d tanh(alpha (x - m) / (d + eps)). Multiplies contrast by alpha.
                 smooth    ours: x itself up to knee * d from m; beyond, the excess s becomes s / (1 + |s| / r),
