@@ -11,6 +11,7 @@ from torch import Tensor
 from .tiles import as_frames, tile_grid, tile_means
 
 FLAT = 1e-30  # keeps 0/0 out of a picture without any gradient
+MASKED = -1e30  # a score no key comes back from
 MIN_SPREAD = 1e-4  # entropies that differ less than this, as a share of the largest possible one, differ by rounding
 
 
@@ -38,7 +39,16 @@ def gradient_confidence(x: Tensor, tile: int = 32, stride: int = 16) -> Tensor:
 
 
 @torch.no_grad()
-def entropy_confidence(q: Tensor, k: Tensor, heads: int, max_tokens: int = 1024, max_heads: int = 4) -> Tensor:
+def entropy_confidence(
+    q: Tensor,
+    k: Tensor,
+    heads: int,
+    max_tokens: int = 1024,
+    max_heads: int = 4,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Confidence of each query token from how peaked its attention is.
 
     Source: QSilk Sec. 3.2 (Attn), METHODS.md section 2: entropy of softmax(q k^T / sqrt(dim)) per query, mean over
@@ -47,32 +57,69 @@ def entropy_confidence(q: Tensor, k: Tensor, heads: int, max_tokens: int = 1024,
     from 1, so attention that is uniform everywhere gives 0 and attention to one key everywhere gives 1.
 
     At most max_tokens queries and keys and max_heads heads are looked at, evenly spaced; a token in between gets the
-    value of the one that stands for it.
+    value of the one that stands for it. That is 2 n m dim operations a head and sample for the n queries and m keys
+    looked at.
 
     Args:
         q: (B, N, heads * dim). k: (B, M, key_heads * dim), key_heads dividing heads (grouped queries). Any float dtype.
         heads: number of query heads.
         max_tokens, max_heads: at least 1.
+        mask: broadcastable to (B, heads, N, M) with four dimensions; bool, True where a query may look, or floats to
+            add to the scores. Keys that none may look at do not count in the number of keys.
+        scale: factor of q k^T instead of 1 / sqrt(dim).
     Returns:
         (B, N) in [0, 1], 1 = certain, float32. Sample b depends on sample b only.
     Raises:
-        ValueError: the shapes do not fit each other or heads, or a limit is below 1.
+        ValueError: the shapes do not fit each other, heads or the mask, or a limit is below 1.
     """
-    key_heads = _check_attention(q, k, heads, max_tokens, max_heads)
+    key_heads = _check_attention(q, k, heads, max_tokens, max_heads, mask)
     queries = _evenly(q.shape[1], max_tokens, q.device)
     keys = _evenly(k.shape[1], max_tokens, k.device)
     chosen = _evenly(heads, max_heads, q.device)
     q_heads = q[:, queries].unflatten(2, (heads, -1))[:, :, chosen].transpose(1, 2).float()  # (B, h, n, dim)
     k_heads = k[:, keys].unflatten(2, (key_heads, -1))[:, :, chosen * key_heads // heads].transpose(1, 2).float()
-    log_p = torch.log_softmax(q_heads @ k_heads.mT / math.sqrt(q_heads.shape[-1]), dim=-1)
-    entropy = -(log_p.exp() * log_p).sum(-1).mean(1)  # (B, n)
-    entropy = entropy / max(math.log(keys.numel()), 1.0e-6)  # with one key the entropy is 0, and stays it
+    scores = (q_heads @ k_heads.mT) * (scale or 1.0 / math.sqrt(q_heads.shape[-1]))
+    most_possible = math.log(max(keys.numel(), 2))  # with one key the entropy is 0, and stays it
+    if mask is not None:
+        for dim, index in ((1, chosen), (2, queries), (3, keys)):
+            mask = mask if mask.shape[dim] == 1 else mask.index_select(dim, index)
+        allowed = mask if mask.dtype == torch.bool else mask > MASKED
+        # Not -inf: where a query may look nowhere, every key would be NaN instead of every key alike.
+        scores = (scores if mask.dtype == torch.bool else scores + mask).masked_fill(~allowed, MASKED)
+        most_possible = allowed.expand_as(scores).sum(-1).clamp(min=2).log()
+    log_p = torch.log_softmax(scores, dim=-1)
+    entropy = (-(log_p.exp() * log_p).sum(-1) / most_possible).clamp(max=1.0).mean(1)  # (B, n)
 
     least, most = entropy.amin(1, keepdim=True), entropy.amax(1, keepdim=True)
     stretched = (entropy - least) / (most - least).clamp(min=MIN_SPREAD)
     confidence = 1.0 - torch.where(most - least < MIN_SPREAD, entropy, stretched).clamp(0.0, 1.0)
     nearest = torch.arange(q.shape[1], device=q.device) * queries.numel() // q.shape[1]
     return confidence[:, nearest]
+
+
+def token_grid(
+    size: tuple[int, ...], max_tokens: int = 1024, min_frame: int = 64
+) -> tuple[list[int], tuple[int, ...]]:
+    """An even grid of tokens to look at: row-major indices of at most about max_tokens, and the grid they form.
+
+    Evenly spaced tokens of a flattened picture would lie in few columns; these keep its proportions.
+
+    Args:
+        size: (h, w) or (F, h, w) of the token grid. All frames are kept.
+        max_tokens: over all frames; each frame keeps min_frame of them all the same, tiles being judged frame by frame.
+    Returns:
+        Indices into the flattened grid, and (h', w') or (F, h', w').
+    """
+    *frames, height, width = size
+    budget = max(max_tokens // math.prod(frames), min_frame)
+    shrink = max(1.0, math.sqrt(height * width / budget))
+    rows, columns = (_middles(length, max(1, round(length / shrink))) for length in (height, width))
+    starts = [frame * height * width for frame in range(math.prod(frames))]
+    return [start + y * width + x for start in starts for y in rows for x in columns], (
+        *frames,
+        len(rows),
+        len(columns),
+    )
 
 
 def tile_confidence(tokens: Tensor, size: tuple[int, int], tile: int = 32, stride: int = 16) -> Tensor:
@@ -111,7 +158,12 @@ def _evenly(count: int, limit: int, device: torch.device) -> Tensor:
     return (2 * torch.arange(chosen, device=device) + 1) * count // (2 * chosen)
 
 
-def _check_attention(q: Tensor, k: Tensor, heads: int, max_tokens: int, max_heads: int) -> int:
+def _middles(count: int, chosen: int) -> list[int]:
+    """The same as a list, for `chosen` of `count`."""
+    return [(2 * i + 1) * count // (2 * chosen) for i in range(chosen)]
+
+
+def _check_attention(q: Tensor, k: Tensor, heads: int, max_tokens: int, max_heads: int, mask: Tensor | None) -> int:
     """The number of heads of k."""
     if q.ndim != 3 or k.ndim != 3 or q.shape[0] != k.shape[0] or q.numel() == 0 or k.numel() == 0:
         raise ValueError(
@@ -128,5 +180,10 @@ def _check_attention(q: Tensor, k: Tensor, heads: int, max_tokens: int, max_head
     if max_tokens < 1 or max_heads < 1:
         raise ValueError(
             f"entropy_confidence: max_tokens is {max_tokens}, max_heads {max_heads}; use at least 1 for both."
+        )
+    full = (q.shape[0], heads, q.shape[1], k.shape[1])
+    if mask is not None and (mask.ndim != 4 or any(a not in (1, b) for a, b in zip(mask.shape, full, strict=True))):
+        raise ValueError(
+            f"entropy_confidence: mask has shape {tuple(mask.shape)}; pass one that broadcasts to {full}."
         )
     return key_heads

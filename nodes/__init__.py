@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import aqclip, micrograin, samg
+from . import aqclip, confidence, guidance_preview, micrograin, samg
+
+MODULES = (micrograin, aqclip, confidence, samg, guidance_preview)
 
 
 class GimbalExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*micrograin.NODES, *aqclip.NODES, *samg.NODES]
+        return [node for module in MODULES for node in module.NODES]

@@ -6,13 +6,16 @@ function would miss) and which applies them in the order of the nodes. A `Guidan
 prediction before CFG: each is a pre-CFG function of its own, so that other packs' keep their places around it.
 
 What a run remembers lives in a `Run`, made when sampling starts, kept in that run's own options and gone with them.
-A patched model holds configuration only, so ComfyUI may cache it between prompts and share it between branches.
+A patched model holds configuration only, so ComfyUI may cache it between prompts and share it between branches. The
+one thing a run leaves behind is what its stages saw, for the preview nodes to show (see _observe); no run reads it.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.schedule import step_index
+from ._attention import AttentionReader
+from ._observe import Observer, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +59,28 @@ class Stage:
 
     node: str  # display name, for messages
     window: Window
+    observer: Observer = field(default_factory=Observer, kw_only=True)
 
     def settings(self) -> str:
         """The options in a few words, for the one log line of a run."""
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a stage may want to know of one model call."""
+
+    step: int | None  # None if the stage has no state
+    attention: (
+        Tensor | None
+    )  # the network's confidence on its token grid, (B, h, w) or (B, F, h, w), where asked for and read
+    look: Callable[..., None]  # show maps (B, *spatial) by name to the preview nodes
+
+
 @dataclass(frozen=True, eq=False)
 class DenoisedStage(Stage):
+    reads_attention = False
+
     def new_state(self) -> Any:
         """What a run has to remember between steps, made anew for each run. None: nothing."""
         return None
@@ -70,8 +89,8 @@ class DenoisedStage(Stage):
         """Why this stage cannot act on such a latent; empty if it can."""
         return ""
 
-    def apply(self, denoised: Tensor, state: Any, step: int | None) -> Tensor:
-        """denoised (B, C, *spatial) to the same shape, without changing it. step: None if there is no state."""
+    def apply(self, denoised: Tensor, state: Any, call: Call) -> Tensor:
+        """denoised (B, C, *spatial) to the same shape, without changing it."""
         raise NotImplementedError
 
 
@@ -81,7 +100,7 @@ class GuidanceStage(Stage):
         """Why this stage cannot act on such a prediction; empty if it can."""
         return ""
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
+    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
         """The conditional prediction that plain CFG is to see instead of cond."""
         raise NotImplementedError
 
@@ -92,7 +111,9 @@ class Record:
     def __init__(self, state: Any):
         self.state = state
         self.seen = self.acted = 0  # model calls
+        self.blind = 0  # model calls whose attention it wanted and did not get
         self.refusal = ""  # why it could not act
+        self.watch_maps = Watch()
         self.nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value once, at the end
 
     def watch(self, x: Tensor) -> None:
@@ -108,10 +129,12 @@ class Run:
             stage: Record(stage.new_state() if isinstance(stage, DenoisedStage) else None) for stage in stages
         }
         self.sigmas = sigmas
+        self.attention = AttentionReader() if reads_attention(stages) else None
         self.packed = packed  # several latents (video and audio) flattened into one tensor
 
     def denoised(self, denoised: Tensor, sigma: Tensor, patcher: Any) -> Tensor:
         watched = False
+        attention = None if self.attention is None else self.attention.take(denoised.shape)
         for stage, record in self.records.items():
             if not isinstance(stage, DenoisedStage) or not self._may_act(stage, record, sigma, patcher):
                 continue
@@ -122,7 +145,9 @@ class Run:
                 record.watch(denoised)
                 watched = True
             record.acted += 1
-            denoised = stage.apply(denoised, record.state, self._step(record, sigma))
+            record.blind += stage.reads_attention and attention is None
+            call = Call(self._step(record, sigma), attention, partial(record.watch_maps.add, sigma))
+            denoised = stage.apply(denoised, record.state, call)
         return denoised
 
     def guidance(self, stage: GuidanceStage, args: dict) -> list[Tensor]:
@@ -140,10 +165,17 @@ class Run:
         if not record.refusal:
             record.watch(predictions[0])
             record.acted += 1
-            predictions[0] = stage.apply(*predictions, cfg)
+            predictions[0] = stage.apply(*predictions, cfg, partial(record.watch_maps.add, args["sigma"]))
         return predictions
 
-    def report(self) -> None:
+    def end(self, samples: Tensor) -> None:
+        """Say what was done, and leave what was seen to the preview nodes."""
+        self._report()
+        for stage, record in self.records.items():
+            if record.watch_maps:
+                stage.observer.keep(record.watch_maps.seen(samples, self.sigmas))
+
+    def _report(self) -> None:
         for stage, record in self.records.items():
             if record.refusal and not record.acted:
                 logger.warning("%s: did nothing. %s", stage.node, record.refusal)
@@ -151,6 +183,14 @@ class Run:
                 logger.info(
                     "%s: acted on %d of %d model calls (%s).", stage.node, record.acted, record.seen, stage.settings()
                 )
+                if record.blind:
+                    logger.warning(
+                        "%s: took the gradient for the attention on %d of %d model calls. %s.",
+                        stage.node,
+                        record.blind,
+                        record.acted,
+                        self.attention.refusal,
+                    )
             elif record.seen:
                 logger.warning(
                     "%s: did nothing. None of this run's %d model calls lies between start_percent %g and "
@@ -214,7 +254,7 @@ class _Begin:
         # These options were cloned for this run and are dropped after it.
         executor.class_obj.model_options["transformer_options"][KEY] = run
         samples = executor(*args, **kwargs)
-        run.report()
+        run.end(samples)
         return samples
 
 
@@ -229,13 +269,36 @@ class _Predict:
         return _run_of(model_options, self.stages).denoised(denoised, timestep, executor.class_obj.model_patcher)
 
 
+class _Network:
+    """APPLY_MODEL wrapper: reads the attention of each network call for the stages that go by it."""
+
+    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), Run))
+        options = next(found, None)
+        if options is None or options[KEY].packed:
+            return executor(x, t, *args, **kwargs)
+        return options[KEY].attention.call(executor, x, t, *args, **kwargs)
+
+
+def reads_attention(stages: tuple[Stage, ...]) -> bool:
+    return any(isinstance(stage, DenoisedStage) and stage.reads_attention for stage in stages)
+
+
+def stages_of(model: Any) -> tuple[Stage, ...]:
+    """The stages that a model patcher carries, in the order of their nodes."""
+    begin = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    return begin[0].stages if begin else ()
+
+
 def add_stage(model: Any, stage: Stage) -> Any:
     """A clone of the model patcher with one more stage, which acts after those of its kind that earlier nodes added."""
     stage.window.check(stage.node)
     patched = model.clone()
-    before = patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
-    stages = (*(before[0].stages if before else ()), stage)
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _Begin(stages)), (WrappersMP.PREDICT_NOISE, _Predict(stages))):
+    stages = (*stages_of(patched), stage)
+    wrappers = {WrappersMP.OUTER_SAMPLE: _Begin(stages), WrappersMP.PREDICT_NOISE: _Predict(stages)}
+    if reads_attention(stages):
+        wrappers[WrappersMP.APPLY_MODEL] = _Network()
+    for kind, wrapper in wrappers.items():
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     if isinstance(stage, GuidanceStage):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -11,7 +12,8 @@ from torch import Tensor
 from ..core.aqclip import AQClipState, aqclip
 from . import _inputs
 from ._latent import on_latent
-from ._run import DenoisedStage, Window, add_stage
+from ._run import Call, DenoisedStage, Window, add_stage
+from .confidence import certainty, check_tiles, not_a_picture, source, tiles
 
 # name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.
 CORRIDORS = {
@@ -35,25 +37,6 @@ def limits() -> list[io.Input]:
     ]
 
 
-def tiles() -> list[io.Input]:
-    return [
-        io.Int.Input(
-            "tile",
-            default=32,
-            min=2,
-            max=512,
-            tooltip="Side of a tile in latent positions (8 or 16 pixels each). Larger than the latent: one tile.",
-        ),
-        io.Int.Input(
-            "stride",
-            default=16,
-            min=1,
-            max=512,
-            tooltip="Distance between tiles, at most 'tile'. Half a tile blends neighbours without seams.",
-        ),
-    ]
-
-
 @dataclass(frozen=True)
 class Clip:
     """The options that the two nodes share."""
@@ -63,18 +46,9 @@ class Clip:
     tile: int
     stride: int
 
-    def check(self, node: str) -> None:
-        if self.stride > self.tile:
-            raise ValueError(
-                f"{node}: stride ({self.stride}) must not be above tile ({self.tile}), or positions would be left out; "
-                "lower stride."
-            )
-
-    def apply(
-        self, x: Tensor, ema_beta: float = 0.0, state: AQClipState | None = None, step: int | None = None
-    ) -> Tensor:
-        options = CORRIDORS[self.corridor]
-        clipped = aqclip(x, self.tile, self.stride, ema_beta=ema_beta, state=state, step=step, **options)
+    def apply(self, x: Tensor, **run: Any) -> Tensor:
+        """Clip x; `run` is what aqclip is told of the sampling run, if there is one."""
+        clipped = aqclip(x, self.tile, self.stride, **CORRIDORS[self.corridor], **run)
         return clipped if self.strength == 1.0 else torch.lerp(x, clipped, self.strength)
 
     def __str__(self) -> str:
@@ -85,22 +59,24 @@ class Clip:
 class AQClipStage(DenoisedStage):
     clip: Clip
     ema_beta: float
+    confidence: str
+
+    @property
+    def reads_attention(self) -> bool:
+        return self.confidence == "attention"
 
     def new_state(self) -> AQClipState:
         return AQClipState()
 
     def objection(self, denoised: Tensor) -> str:
-        return (
-            ""
-            if denoised.ndim in (4, 5)
-            else f"It needs an image or video latent, not one of shape {tuple(denoised.shape)}."
-        )
+        return not_a_picture(denoised)
 
-    def apply(self, denoised: Tensor, state: AQClipState, step: int | None) -> Tensor:
-        return self.clip.apply(denoised, self.ema_beta, state, step)
+    def apply(self, denoised: Tensor, state: AQClipState, call: Call) -> Tensor:
+        confidence = certainty(denoised, self.clip.tile, self.clip.stride, call)
+        return self.clip.apply(denoised, confidence=confidence, ema_beta=self.ema_beta, state=state, step=call.step)
 
     def settings(self) -> str:
-        return f"{self.clip}, ema_beta {self.ema_beta:g}"
+        return f"{self.clip}, by {self.confidence}, ema_beta {self.ema_beta:g}"
 
 
 class GimbalAQClip(io.ComfyNode):
@@ -118,6 +94,7 @@ class GimbalAQClip(io.ComfyNode):
                 io.Model.Input("model"),
                 *limits(),
                 *_inputs.window(),
+                source(),
                 *tiles(),
                 io.Float.Input(
                     "ema_beta",
@@ -132,13 +109,15 @@ class GimbalAQClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, start_percent: float, end_percent: float, ema_beta: float, **options) -> io.NodeOutput:
+    def execute(
+        cls, model, start_percent: float, end_percent: float, ema_beta: float, confidence: str, **options
+    ) -> io.NodeOutput:
         clip, window = Clip(**options), Window(start_percent, end_percent)
-        clip.check(cls.NAME)
+        check_tiles(cls.NAME, clip.tile, clip.stride)
         window.check(cls.NAME)
         if clip.strength == 0.0:
             return io.NodeOutput(model)
-        return io.NodeOutput(add_stage(model, AQClipStage(cls.NAME, window, clip, ema_beta)))
+        return io.NodeOutput(add_stage(model, AQClipStage(cls.NAME, window, clip, ema_beta, confidence)))
 
 
 class GimbalAQClipLatent(io.ComfyNode):
@@ -158,7 +137,7 @@ class GimbalAQClipLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent, **options) -> io.NodeOutput:
         clip = Clip(**options)
-        clip.check(cls.NAME)
+        check_tiles(cls.NAME, clip.tile, clip.stride)
         return io.NodeOutput(on_latent(cls.NAME, latent, clip.apply) if clip.strength else latent)
 
 

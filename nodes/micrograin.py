@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.micrograin import micrograin
 from . import _inputs
 from ._latent import on_latent
-from ._run import DenoisedStage, Window, add_stage
+from ._run import Call, DenoisedStage, Window, add_stage
 
 FORMS = ["hard", "smooth", "tanh"]
 
@@ -91,7 +91,7 @@ class Limits:
 class MicrograinStage(DenoisedStage):
     limits: Limits
 
-    def apply(self, denoised: Tensor, state: None, step: None) -> Tensor:
+    def apply(self, denoised: Tensor, state: None, call: Call) -> Tensor:
         return self.limits.apply(denoised)
 
     def settings(self) -> str:

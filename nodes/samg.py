@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.samg import scale_map, steer_cond
+from ..core.samg import guidance_energy, scale_map, steer_cond
 from . import _inputs
 from ._run import GuidanceStage, Window, add_stage
 
 FOLLOW = -1.0  # derive the scale from the sampler's cfg
 LOW_SHARE, HIGH_SHARE = 2 / 3, 1.6  # the paper's [5, 12] at 7.5
+OWN = "w_min and w_max"
+PRESETS = {"SD1.5 / SDXL paper: 5 to 12": (5.0, 12.0), "SD3.5 paper: 3 to 7.5": (3.0, 7.5)}
 
 
 @dataclass(frozen=True, eq=False)
 class SAMGStage(GuidanceStage):
+    preset: str
     w_min: float
     w_max: float
     normalize: str
@@ -34,21 +38,29 @@ class SAMGStage(GuidanceStage):
         return ""
 
     def range(self, cfg: float) -> tuple[float, float]:
+        """The least and the largest scale, at the sampler's cfg."""
+        if self.preset in PRESETS:
+            return PRESETS[self.preset]
         low = LOW_SHARE * cfg if self.w_min == FOLLOW else self.w_min
         return low, HIGH_SHARE * cfg if self.w_max == FOLLOW else self.w_max
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
+    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
         low, high = self.range(cfg)
         if low == high == cfg:
             return cond  # plain CFG, bit for bit
         scale = scale_map(cond, uncond, low, high, self.normalize, self.curve, self.scope)
         if self.strength != 1.0:
             scale = torch.lerp(torch.full_like(scale, cfg), scale, self.strength)
+        look(energy=guidance_energy(cond, uncond)[:, 0], scale=scale[:, 0])
         return steer_cond(cond, uncond, scale, cfg)
 
     def settings(self) -> str:
-        low, high = ("from cfg" if w == FOLLOW else f"{w:g}" for w in (self.w_min, self.w_max))
-        return f"w_min {low}, w_max {high}, {self.normalize}, {self.curve}, {self.scope}, strength {self.strength:g}"
+        if self.preset in PRESETS:
+            scales = self.preset
+        else:
+            low, high = ("from cfg" if w == FOLLOW else f"{w:g}" for w in (self.w_min, self.w_max))
+            scales = f"w_min {low}, w_max {high}"
+        return f"{scales}, {self.normalize}, {self.curve}, {self.scope}, strength {self.strength:g}"
 
 
 class GimbalSAMG(io.ComfyNode):
@@ -64,6 +76,13 @@ class GimbalSAMG(io.ComfyNode):
             "more where it is weak. Its mean scale is about 1.45 times cfg, so start at 0.7 of your usual cfg. Needs cfg above 1.",
             inputs=[
                 io.Model.Input("model"),
+                io.Combo.Input(
+                    "preset",
+                    options=[OWN, *PRESETS],
+                    default=OWN,
+                    tooltip="Where the scales come from. The paper used 5 to 12 on SD1.5 and SDXL at cfg 7.5, and 3 to 7.5 on "
+                    "SD3.5; choosing one needs w_min and w_max at -1.",
+                ),
                 _scale("w_min", "Scale where the guidance is strongest. -1: two thirds of the sampler's cfg. "),
                 _scale("w_max", "Scale where the guidance is weakest. -1: 1.6 times the sampler's cfg. "),
                 io.Combo.Input(
@@ -96,6 +115,11 @@ class GimbalSAMG(io.ComfyNode):
     def execute(cls, model, start_percent: float, end_percent: float, **options) -> io.NodeOutput:
         stage = SAMGStage(cls.NAME, Window(start_percent, end_percent), **options)
         stage.window.check(cls.NAME)
+        if stage.preset in PRESETS and not stage.w_min == stage.w_max == FOLLOW:
+            raise ValueError(
+                f"{cls.NAME}: preset is {stage.preset!r}, but w_min is {stage.w_min:g} and w_max {stage.w_max:g}; "
+                f"set both to -1, or preset to {OWN!r}."
+            )
         if FOLLOW not in (stage.w_min, stage.w_max) and stage.w_min > stage.w_max:
             raise ValueError(
                 f"{cls.NAME}: w_min ({stage.w_min:g}) must not be above w_max ({stage.w_max:g}); swap them."
@@ -106,8 +130,8 @@ class GimbalSAMG(io.ComfyNode):
 
 
 def _scale(name: str, meaning: str) -> io.Float.Input:
-    presets = "The paper: 5 to 12 at cfg 7.5 for SD1.5 and SDXL, 3 to 7.5 for SD3.5. Both equal to cfg: plain CFG."
-    return io.Float.Input(name, default=FOLLOW, min=FOLLOW, max=100.0, step=0.1, tooltip=meaning + presets)
+    neutral = "Both equal to cfg: plain CFG."
+    return io.Float.Input(name, default=FOLLOW, min=FOLLOW, max=100.0, step=0.1, tooltip=meaning + neutral)
 
 
 NODES = [GimbalSAMG]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 OPTIONS = {"corridor": "strong", "strength": 1.0, "tile": 6, "stride": 4}
-RUN = {"start_percent": 0.0, "end_percent": 1.0, "ema_beta": 0.8}
+RUN = {"start_percent": 0.0, "end_percent": 1.0, "ema_beta": 0.8, "confidence": "gradient"}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 FAMILIES = ["sd3", "sd15", "sd15_v", "wan", "hunyuan_image", "flux"]
 
-# node class in gimbal.nodes -> options that make it act
+# node class in gimbal.nodes, with a remark where one class comes twice -> options that make it act
 MODEL_NODES = {
     "micrograin.GimbalMicrograin": {
         "form": "smooth",
@@ -28,8 +28,20 @@ MODEL_NODES = {
         "tile": 6,
         "stride": 4,
         "ema_beta": 0.8,
+        "confidence": "gradient",
+    },
+    "aqclip.GimbalAQClip by attention": {
+        "corridor": "strong",
+        "strength": 1.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "tile": 6,
+        "stride": 4,
+        "ema_beta": 0.8,
+        "confidence": "attention",
     },
     "samg.GimbalSAMG": {
+        "preset": "w_min and w_max",
         "w_min": -1.0,
         "w_max": -1.0,
         "normalize": "quantile",
@@ -50,7 +62,7 @@ pytestmark = [
 def apply(node: str, model, **changes):
     import importlib
 
-    module, name = node.split(".")
+    module, name = node.split()[0].split(".")
     options = {**MODEL_NODES[node], **changes}
     return getattr(importlib.import_module(f"gimbal.nodes.{module}"), name).execute(model, **options).args[0]
 

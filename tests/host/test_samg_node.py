@@ -4,6 +4,7 @@ import pytest
 import torch
 
 OPTIONS = {
+    "preset": "w_min and w_max",
     "w_min": -1.0,
     "w_max": -1.0,
     "normalize": "minmax",

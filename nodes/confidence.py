@@ -1,0 +1,188 @@
+"""How certain the model is, tile by tile: what steers AQClip, watched on its own and shown as a picture and a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.confidence import gradient_confidence, tile_confidence
+from . import _inputs, _preview
+from ._picture import Row, strip
+from ._run import Call, DenoisedStage, Window, add_stage
+
+SOURCES = ("gradient", "attention")
+
+
+def source() -> io.Input:
+    return io.Combo.Input(
+        "confidence",
+        options=list(SOURCES),
+        default="gradient",
+        tooltip="Where the model counts as certain. gradient: where the predicted picture has structure; works everywhere. "
+        "attention: where the network's own attention is peaked, read from its middle layer without changing anything.",
+    )
+
+
+def tiles() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "tile",
+            default=32,
+            min=2,
+            max=512,
+            tooltip="Side of a tile in latent positions (8 or 16 pixels each). Larger than the latent: one tile.",
+        ),
+        io.Int.Input(
+            "stride",
+            default=16,
+            min=1,
+            max=512,
+            tooltip="Distance between tiles, at most 'tile'. Half a tile blends neighbours without seams.",
+        ),
+    ]
+
+
+def check_tiles(node: str, tile: int, stride: int) -> None:
+    if stride > tile:
+        raise ValueError(
+            f"{node}: stride ({stride}) must not be above tile ({tile}), or positions would be left out; lower stride."
+        )
+
+
+def certainty(x: Tensor, tile: int, stride: int, call: Call) -> Tensor:
+    """Confidence of each tile of a prediction x, (B, rows, columns) or (B, F, rows, columns): attention's where it was read."""
+    tokens = call.attention
+    if tokens is None:
+        tiled = gradient_confidence(x, tile, stride)
+        call.look(certainty=tiled)
+        return tiled
+    if x.ndim == 5 and tokens.shape[1] != x.shape[2]:  # networks that join frames into one token
+        frames = torch.arange(x.shape[2], device=tokens.device) * tokens.shape[1] // x.shape[2]
+        tokens = tokens.index_select(1, frames)
+    tiled = tile_confidence(tokens, x.shape[-2:], tile, stride)
+    call.look(certainty=tiled, tokens=tokens)
+    return tiled
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidenceStage(DenoisedStage):
+    confidence: str
+    tile: int
+    stride: int
+
+    @property
+    def reads_attention(self) -> bool:
+        return self.confidence == "attention"
+
+    def objection(self, denoised: Tensor) -> str:
+        return not_a_picture(denoised)
+
+    def apply(self, denoised: Tensor, state: None, call: Call) -> Tensor:
+        certainty(denoised, self.tile, self.stride, call)
+        return denoised
+
+    def settings(self) -> str:
+        return f"watching only, {self.confidence}, tiles of {self.tile} every {self.stride}"
+
+
+def not_a_picture(denoised: Tensor) -> str:
+    return (
+        ""
+        if denoised.ndim in (4, 5)
+        else f"It needs an image or video latent, not one of shape {tuple(denoised.shape)}."
+    )
+
+
+class GimbalConfidence(io.ComfyNode):
+    NAME = "Watch Confidence (QSilk)"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalConfidence",
+            display_name=cls.NAME,
+            category="gimbal/qsilk",
+            description="Watches how certain the model is, tile by tile, without changing the picture. "
+            "Confidence Preview shows it after the sampler, as an image and a mask.",
+            inputs=[io.Model.Input("model"), source(), *tiles(), *_inputs.window()],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, start_percent: float, end_percent: float, **options) -> io.NodeOutput:
+        stage = ConfidenceStage(cls.NAME, Window(start_percent, end_percent), **options)
+        check_tiles(cls.NAME, stage.tile, stage.stride)
+        return io.NodeOutput(add_stage(model, stage))
+
+
+class GimbalConfidencePreview(io.ComfyNode):
+    NAME = "Confidence Preview (QSilk)"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalConfidencePreview",
+            display_name=cls.NAME,
+            category="gimbal/qsilk",
+            description="Shows the confidence that AQClip or Watch Confidence saw in the run that made this latent. "
+            "Without a model: the gradient confidence of the latent itself.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="The sampler's output."),
+                io.Model.Input("model", optional=True, tooltip="The model that also goes to the sampler."),
+                *_preview.inputs(),
+            ],
+            outputs=[io.Image.Output(display_name="image"), io.Mask.Output(display_name="mask")],
+        )
+
+    @classmethod
+    def execute(cls, latent, columns: int, sample: int, model=None) -> io.NodeOutput:
+        samples = latent["samples"]
+        if samples.is_nested or not_a_picture(samples):
+            raise ValueError(f"{cls.NAME}: the latent is no image or video; connect one of 4 or 5 dimensions.")
+        if model is None:
+            tiled = _middle_frame(gradient_confidence(samples).cpu())
+            one = _preview.picked(tiled, cls.NAME, sample)
+            rows = [Row("Certainty of each tile, from the latent's gradient", [one], [""], 0.0, 1.0)]
+            return io.NodeOutput(strip("Confidence of this latent", [], rows), _mask(one, samples))
+        stage, seen, notes = _preview.observed(
+            cls.NAME, model, samples, lambda stage: hasattr(stage, "confidence"), "AQClip or Watch Confidence"
+        )
+        title = f"Confidence during sampling: {stage.node}"
+        if seen is None:
+            return io.NodeOutput(_preview.nothing(title, notes), torch.zeros(1, *samples.shape[-2:]))
+        looks = _preview.chosen(seen, columns)
+        labels = {
+            "certainty": "Certainty of each tile, as used",
+            "tokens": "The attention's certainty, token by token",
+        }
+        rows = [
+            Row(
+                label,
+                [_preview.picked(look.maps[name], cls.NAME, sample) for look in looks],
+                _preview.captions(looks),
+                0.0,
+                1.0,
+            )
+            for name, label in labels.items()
+            if all(name in look.maps for look in looks)
+        ]
+        last = _preview.picked(seen.looks[-1].maps["certainty"], cls.NAME, sample)
+        return io.NodeOutput(
+            strip(title, [f"{stage.settings()}. 0: uncertain, 1: certain.", *notes], rows), _mask(last, samples)
+        )
+
+
+def _middle_frame(tiled: Tensor) -> Tensor:
+    return tiled[:, tiled.shape[1] // 2] if tiled.ndim == 4 else tiled
+
+
+def _mask(tiled: Tensor, samples: Tensor) -> Tensor:
+    """(1, H, W), one pixel for each latent position."""
+    return F.interpolate(tiled[None, None], size=samples.shape[-2:], mode="bilinear", align_corners=True)[0]
+
+
+NODES = [GimbalConfidence, GimbalConfidencePreview]
