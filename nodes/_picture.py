@@ -27,19 +27,31 @@ class Row:
     label: str
     maps: Sequence[Tensor]  # (h, w) each
     captions: Sequence[str]
-    low: float | None = None  # ends of the colour scale; None: each panel has its own, and its caption says them
+    low: float | None = None  # ends of the colour scale; None: each panel has its own, and says it
     high: float | None = None
+
+    def range(self, values: Tensor) -> tuple[float, float]:
+        return (float(values.min()), float(values.max())) if self.low is None else (self.low, self.high)
+
+    def lines(self) -> list[list[str]]:
+        """Below each panel."""
+        if self.low is not None:
+            return [caption.splitlines() for caption in self.captions]
+        ranges = (" .. ".join(map(_number, self.range(values))) for values in self.maps)
+        return [[*caption.splitlines(), span] for caption, span in zip(self.captions, ranges, strict=True)]
 
 
 def strip(title: str, notes: Sequence[str], rows: Sequence[Row]) -> Tensor:
     """Rows of panels under a title and a few lines of text, (1, height, width, 3) in [0, 1]."""
     heading, text, small = (ImageFont.load_default(size) for size in (22, 16, 14))
-    sides = [_panel_size(row.maps[0]) for row in rows]
+    words = [line for row in rows for lines in row.lines() for line in lines]
+    pitch = GAP + int(max([0.0, *map(small.getlength, words), *(_panel_size(row.maps[0])[0] for row in rows)]))
     columns = max((len(row.maps) for row in rows), default=0)
-    widest = max([heading.getlength(title), *(text.getlength(line) for line in (*notes, *(r.label for r in rows)))])
-    panels = max((w for w, _ in sides), default=0)
-    width = int(max(widest, columns * (panels + GAP) + BAR + 64)) + 2 * MARGIN
-    height = 2 * MARGIN + 34 + 22 * len(notes) + sum(h + 66 for _, h in sides)
+    widest = max(heading.getlength(title), *map(text.getlength, (*notes, *(row.label for row in rows))), 0.0)
+    width = int(max(widest, columns * pitch + BAR + 64)) + 2 * MARGIN
+    below = [18 * max(map(len, row.lines())) + 12 for row in rows]
+    height = 2 * MARGIN + 34 + 22 * len(notes)
+    height += sum(32 + _panel_size(row.maps[0])[1] + under for row, under in zip(rows, below, strict=True))
     canvas = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, INK, heading)
@@ -47,18 +59,17 @@ def strip(title: str, notes: Sequence[str], rows: Sequence[Row]) -> Tensor:
     for line in notes:
         draw.text((MARGIN, y), line, FAINT, text)
         y += 22
-    for row, (panel_width, panel_height) in zip(rows, sides, strict=True):
+    for row, under in zip(rows, below, strict=True):
         draw.text((MARGIN, y + 8), row.label, INK, text)
         y += 32
-        for i, (values, caption) in enumerate(zip(row.maps, row.captions, strict=True)):
-            low, high = _range(values) if row.low is None else (row.low, row.high)
-            panel = Image.fromarray(_coloured(values.numpy(), low, high))
-            x = MARGIN + i * (panel_width + GAP)
-            canvas.paste(panel.resize((panel_width, panel_height), Image.Resampling.NEAREST), (x, y))
-            own = f"  {_number(low)} .. {_number(high)}" if row.low is None else ""
-            draw.text((x, y + panel_height + 4), caption + own, FAINT, small)
-        _scale(canvas, draw, MARGIN + columns * (panel_width + GAP), y, panel_height, row, small)
-        y += panel_height + 34
+        size = _panel_size(row.maps[0])
+        for i, (values, lines) in enumerate(zip(row.maps, row.lines(), strict=True)):
+            panel = Image.fromarray(_coloured(values.numpy(), *row.range(values)))
+            x = MARGIN + i * pitch
+            canvas.paste(panel.resize(size, Image.Resampling.NEAREST), (x, y))
+            draw.multiline_text((x, y + size[1] + 4), "\n".join(lines), FAINT, small)
+        _scale(canvas, draw, (MARGIN + columns * pitch, y, size[1]), row, small)
+        y += size[1] + under
     return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255)[None]
 
 
@@ -69,8 +80,9 @@ def _panel_size(values: Tensor) -> tuple[int, int]:
 
 
 def _scale(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int, row: Row, font: ImageFont.FreeTypeFont
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], row: Row, font: ImageFont.FreeTypeFont
 ) -> None:
+    x, y, height = place
     ramp = np.linspace(1, 0, max(height, 2))[:, None].repeat(BAR, 1)
     canvas.paste(Image.fromarray(_coloured(ramp, 0.0, 1.0)), (x, y))
     high, low = ("high", "low") if row.low is None else (_number(row.high), _number(row.low))
@@ -83,10 +95,6 @@ def _coloured(values: np.ndarray, low: float, high: float) -> np.ndarray:
     below = np.minimum(share.astype(int), len(COLOURS) - 2)
     part = (share - below)[..., None]
     return (COLOURS[below] * (1 - part) + COLOURS[below + 1] * part).round().astype(np.uint8)
-
-
-def _range(values: Tensor) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
 
 
 def _number(value: float) -> str:

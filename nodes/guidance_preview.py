@@ -42,7 +42,7 @@ class GimbalGuidancePreview(io.ComfyNode):
         )
         names = _preview.captions(looks)
         low, high = min(float(one.min()) for one in scale), max(float(one.max()) for one in scale)
-        means = [f"{name}, mean {float(one.mean()):.3g}" for name, one in zip(names, scale, strict=True)]
+        means = [f"{name}\nmean {float(one.mean()):.3g}" for name, one in zip(names, scale, strict=True)]
         rows = [
             Row("Energy: mean square of cond - uncond over channels, each step in its own range", energy, names),
             Row("Scale: how strongly each place was guided", scale, means, low, high),

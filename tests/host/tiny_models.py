@@ -146,6 +146,7 @@ LUMINA = {
     "ffn_dim_multiplier": 1.0,
     "n_refiner_layers": 1,
 }
+LUMINA_EXTRA = {"attention_mask": torch.ones(1, 8, dtype=torch.int64)}
 QWEN = {
     "image_model": "qwen_image",
     "in_channels": 64,
@@ -195,8 +196,10 @@ FAMILIES = {
     "hunyuan_video": Family(
         "HunyuanVideo", HUNYUAN_VIDEO, (16, 2, 16, 16), (8, 64), {"pooled_output": (1, 768), "guidance": 6.0}
     ),
-    "lumina2": Family("Lumina2", LUMINA, (16, 16, 16), (8, 64), from_file=False),
-    "z_image": Family("Lumina2", {**LUMINA, "pad_tokens_multiple": 32}, (16, 16, 16), (8, 64), from_file=False),
+    "lumina2": Family("Lumina2", LUMINA, (16, 16, 16), (8, 64), LUMINA_EXTRA, from_file=False),
+    "z_image": Family(
+        "Lumina2", {**LUMINA, "pad_tokens_multiple": 32}, (16, 16, 16), (8, 64), LUMINA_EXTRA, from_file=False
+    ),
     "qwen": Family("QwenImage", QWEN, (16, 1, 16, 16), (8, 64), from_file=False),
     "chroma": Family("Chroma", CHROMA, (16, 16, 16), (8, 64), {"pooled_output": (1, 64)}, from_file=False),
     "pixart": Family("PixArtSigma", PIXART, (4, 40, 40), (8, 4096)),
