@@ -3,8 +3,9 @@
 python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
 python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI)
 python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
-python dev.py bench      benchmarks, as ratios within one run
+python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` measures what pictures become
 python dev.py train      train the demo model anew
+python dev.py workflows  write workflows/ anew from devkit/recipes.py
 python dev.py lock       make the lock files anew
 """
 
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from devkit import comfyui, environment, lock
 from devkit.paths import ROOT, Stop
+
+EVIDENCE = ("evidence",)  # benchmarks of what pictures become: minutes long, on ComfyUI's network classes
 
 
 def main() -> int:
@@ -34,8 +37,9 @@ def main() -> int:
     test_parser = command("test", test, "Run the tests; what follows is passed on to pytest.")
     test_parser.add_argument("--quick", action="store_true", help="only what needs no ComfyUI")
     command("comfyui", play, "Start ComfyUI with the pack and the demo model; what follows is passed on to it.")
-    command("bench", bench, "Run the benchmarks named, or all of them.", host=False)
+    command("bench", bench, "Run the benchmarks named, or all those of speed.")
     command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
+    command("workflows", workflows, "Write workflows/ anew from devkit/recipes.py.")
     command("lock", relock, "Make devkit/locks anew.", host=False)
     args, rest = parser.parse_known_args()
     # Keep the repository root off sys.path: its `nodes` would shadow ComfyUI's module of that name.
@@ -62,6 +66,10 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
     return _script("demo/train.py", args, rest)
 
 
+def workflows(args: argparse.Namespace, rest: list[str]) -> int:
+    return _script("devkit/write_workflows.py", args, rest)
+
+
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     if args.quick:
         environment.ensure(environment.QUICK)
@@ -73,11 +81,14 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
 def bench(args: argparse.Namespace, rest: list[str]) -> int:
     environment.ensure(environment.QUICK)
     known = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
-    chosen = [name for name in rest if not name.startswith("-")] or known
+    chosen = [name for name in rest if not name.startswith("-")] or [name for name in known if name not in EVIDENCE]
     for name in chosen:
         if name not in known:
             raise Stop(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
-        code = environment.run([ROOT / "benchmarks" / f"{name}.py", *[r for r in rest if r.startswith("-")]], cwd=ROOT)
+        host = ["--comfyui", _host(args)] if name in EVIDENCE else []
+        command = [ROOT / "benchmarks" / f"{name}.py", *host, *[r for r in rest if r.startswith("-")]]
+        # Benchmarks import what lies beside them, which PYTHONSAFEPATH forbids.
+        code = environment.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")})
         if code:
             return code
     return 0

@@ -41,7 +41,7 @@ def _inputs(node: dict, info: dict, links: dict[int, list]) -> dict:
     for group in ("required", "optional"):
         for name, (kind, *rest) in info["input"].get(group, {}).items():
             options = rest[0] if rest else {}
-            if _is_widget(kind, options):
+            if is_widget(kind, options):
                 if not values:
                     raise ValueError(f"node {node['id']} ({node['type']}): no saved value for {name}; save it anew.")
                 inputs[name] = values.pop(0)
@@ -52,5 +52,5 @@ def _inputs(node: dict, info: dict, links: dict[int, list]) -> dict:
     return inputs
 
 
-def _is_widget(kind: object, options: dict) -> bool:
+def is_widget(kind: object, options: dict) -> bool:
     return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")

@@ -1,5 +1,6 @@
 """Fixtures around a real ComfyUI: in this process for sampling, as a server for everything over HTTP."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,11 +65,16 @@ def denoised_seen(tiny):
 
 @pytest.fixture(scope="session")
 def server(comfyui_home, tmp_path_factory):
-    """A server with the pack installed as published, and the demo's nodes and model."""
+    """A server with the pack installed as published, the demo's nodes and model, and stand-ins for large models."""
     from devkit import base
     from devkit.server import Server
 
-    with Server(comfyui_home, base.make(tmp_path_factory.mktemp("comfyui"))) as running:
+    here = Path(__file__).parent
+    folder = base.make(tmp_path_factory.mktemp("comfyui"))
+    stand_ins = folder / "custom_nodes" / "stand_ins"
+    shutil.copytree(here / "stand_ins", stand_ins, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(here / "tiny_models.py", stand_ins)
+    with Server(comfyui_home, folder) as running:
         yield running
 
 

@@ -185,6 +185,7 @@ TWO_LEVELS = {
     "transformer_depth_output": [1, 0, 1, 0],
     "transformer_depth_middle": 1,
 }
+SDXL = {**UNET, **TWO_LEVELS, "num_classes": "sequential", "context_dim": 2048, "adm_in_channels": 2816}
 
 FAMILIES = {
     "sd3": Family("SD3", SD3, (16, 16, 16), (8, 64), {"pooled_output": (1, 64)}),
@@ -193,6 +194,7 @@ FAMILIES = {
     "hunyuan_image": Family("HunyuanImage21", HUNYUAN_IMAGE, (64, 8, 8), (8, 64)),
     "flux": Family("Flux", FLUX, (16, 16, 16), (8, 64), {"pooled_output": (1, 64), "guidance": 3.5}, from_file=False),
     "sd15_deep": Family("SD15", {**UNET, **TWO_LEVELS}, (4, 16, 16), (77, 768)),
+    "sdxl": Family("SDXL", SDXL, (4, 16, 16), (77, 2048), {"pooled_output": (1, 1280)}, from_file=False),
     "hunyuan_video": Family(
         "HunyuanVideo", HUNYUAN_VIDEO, (16, 2, 16, 16), (8, 64), {"pooled_output": (1, 768), "guidance": 6.0}
     ),

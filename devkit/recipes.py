@@ -1,0 +1,167 @@
+"""The workflows in workflows/, as `python dev.py workflows` writes them. Change them here, not in the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .author import Node, Workflow
+
+SDXL, SD15 = "sd_xl_base_1.0.safetensors", "v1-5-pruned-emaonly-fp16.safetensors"
+PROMPT = "photo of an old lighthouse on a cliff at dusk, waves breaking, detailed stone, warm lamp"
+NEGATIVE = "blurry, oversaturated, low quality"
+SEED = 7
+
+
+def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negative: str = NEGATIVE) -> list[Node]:
+    return [flow.node("CLIPTextEncode", text=prompt, clip=clip), flow.node("CLIPTextEncode", text=negative, clip=clip)]
+
+
+def samg_side_by_side(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SDXL)
+    positive, negative = prompts(flow, checkpoint[1])
+    latent = flow.node("EmptyLatentImage", width=1024, height=1024)
+    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 25}
+    common |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    plain = flow.node("KSampler", title="Plain: cfg 7.5", model=checkpoint[0], cfg=7.5, **common)
+    plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
+    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", width=420, height=460)
+    samg = flow.node("GimbalSAMG", model=checkpoint[0])
+    guided = flow.node("KSampler", title="SAMG: cfg 5.2", model=samg[0], cfg=5.2, **common)
+    guided_image = flow.node("VAEDecode", samples=guided[0], vae=checkpoint[2])
+    guided_save = flow.node("SaveImage", images=guided_image[0], filename_prefix="gimbal/samg", width=420, height=460)
+    preview = flow.node("GimbalGuidancePreview", latent=guided[0], model=samg[0])
+    picture = flow.node("PreviewImage", images=preview[0], width=900, height=460)
+    note = flow.note(
+        "## SAMG against plain CFG\n\nSame seed, same prompt. **SAMG** guides each place of the picture at its own scale: less "
+        "at edges, where guidance is strong, more in calm areas.\n\nIts mean scale is about 1.45 times cfg, so the lower "
+        "sampler runs at 0.7 of the upper one's cfg. Comparing both at the same cfg compares strengths, not methods.\n\n"
+        "The strip at the bottom shows where it guided how strongly.",
+        height=300,
+    )
+    x, _ = flow.columns([checkpoint, positive, negative, latent, note])
+    _, below = flow.columns([plain], [plain_image], [plain_save], at=(x + 60, 0))
+    flow.columns([samg], [guided], [guided_image], [guided_save], at=(x + 60, below + 60))
+    flow.columns([preview], [picture], at=(x + 60, below + 700))
+    flow.group("Load", [checkpoint, positive, negative, latent, note], "load")
+    flow.group("Plain CFG", [plain, plain_image, plain_save])
+    flow.group("SAMG", [samg, guided, guided_image, guided_save, preview, picture], "gimbal")
+
+
+def stacked(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SDXL)
+    positive, negative = prompts(flow, checkpoint[1])
+    latent = flow.node("EmptyLatentImage", width=1024, height=1024)
+    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 25}
+    common |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    plain = flow.node("KSampler", title="Plain: cfg 9", model=checkpoint[0], cfg=9.0, **common)
+    plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
+    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", width=420, height=460)
+    samg = flow.node("GimbalSAMG", model=checkpoint[0])
+    rescale = flow.node("RescaleCFG", model=samg[0], multiplier=0.7)
+    aqclip = flow.node("GimbalAQClip", model=rescale[0], corridor="strong", confidence="attention")
+    grain = flow.node("GimbalMicrograin", model=aqclip[0], form="smooth")
+    sampler = flow.node("KSampler", title="Stacked: cfg 6.3", model=grain[0], cfg=6.3, **common)
+    image = flow.node("VAEDecode", samples=sampler[0], vae=checkpoint[2])
+    save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stacked", width=420, height=460)
+    confidence = flow.node("GimbalConfidencePreview", latent=sampler[0], model=grain[0])
+    picture = flow.node("PreviewImage", images=confidence[0], width=900, height=460)
+    note = flow.note(
+        "## All at once, at high guidance\n\nSame seed. Below, in this order: **SAMG** shapes the guidance before CFG, ComfyUI's "
+        "own **RescaleCFG** combines it, **AQClip** keeps each tile of the result in its corridor (wider where the "
+        "network's attention is certain), **Micrograin** takes off the last 0.1 %.\n\nTake one out with Ctrl+B to see its "
+        "share. The strip shows what AQClip read from the attention.",
+        height=300,
+    )
+    x, _ = flow.columns([checkpoint, positive, negative, latent, note])
+    _, below = flow.columns([plain], [plain_image], [plain_save], at=(x + 60, 0))
+    flow.columns([samg, rescale], [aqclip], [grain], [sampler], [image], [save], at=(x + 60, below + 60))
+    flow.columns([confidence], [picture], at=(x + 60, below + 740))
+    flow.group("Load", [checkpoint, positive, negative, latent, note], "load")
+    flow.group("Plain", [plain, plain_image, plain_save])
+    gimbal = [samg, rescale, aqclip, grain, sampler, image, save, confidence, picture]
+    flow.group("SAMG, RescaleCFG, AQClip, Micrograin", gimbal, "gimbal")
+
+
+def qsilk_multipass(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
+    positive, negative = prompts(flow, checkpoint[1])
+    latent = flow.node("EmptyLatentImage", width=512, height=512)
+    conds = {"positive": positive[0], "negative": negative[0], "sampler_name": "euler", "scheduler": "normal"}
+    first = flow.node(
+        "KSampler",
+        title="First pass",
+        model=checkpoint[0],
+        latent_image=latent[0],
+        seed=SEED,
+        steps=20,
+        cfg=8.0,
+        **conds,
+    )
+    load = [checkpoint, positive, negative, latent]
+
+    again = {"model": checkpoint[0], "seed": SEED, "steps": 14, "cfg": 8.0, "denoise": 0.5, **conds}
+    twice = {"upscale_method": "bislerp", "scale_by": 1.5}
+    larger = flow.node("LatentUpscaleBy", samples=first[0], **twice)
+    plain = flow.node("KSampler", title="Second pass, plain", latent_image=larger[0], **again)
+    plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
+    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", width=420, height=460)
+    before = flow.node("GimbalAQClipLatent", title="Stabilise before the upscale", latent=first[0], corridor="strong")
+    larger_too = flow.node("LatentUpscaleBy", samples=before[0], **twice)
+    after = flow.node("GimbalMicrograinLatent", title="... and after it", latent=larger_too[0], form="smooth")
+    sampler = flow.node("KSampler", title="Second pass, stabilised", latent_image=after[0], **again)
+    image = flow.node("VAEDecode", samples=sampler[0], vae=checkpoint[2])
+    save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stabilised", width=420, height=460)
+    note = flow.note(
+        "## Stabilise between passes\n\nUpscaling a latent carries the first pass's outliers into the second, which builds on "
+        "them. The lower branch takes them off twice: **AQClip on Latent** before the upscale, tile by tile, and "
+        "**Micrograin on Latent** after it, which removes what interpolation overshot.\n\nBoth branches share the first pass "
+        "and all seeds.",
+        height=260,
+    )
+    x, _ = flow.columns([*load, note])
+    x, _ = flow.columns([first], at=(x + 60, 0))
+    _, below = flow.columns([larger], [plain], [plain_image], [plain_save], at=(x + 60, 0))
+    flow.columns([before, larger_too], [after], [sampler], [image], [save], at=(x + 60, below + 60))
+    flow.group("Load", [*load, note], "load")
+    flow.group("Second pass as it is", [larger, plain, plain_image, plain_save])
+    flow.group("Stabilised between the passes", [before, larger_too, after, sampler, image, save], "gimbal")
+
+
+def samg_video(flow: Workflow) -> None:
+    model = flow.node("UNETLoader", unet_name="wan2.1_t2v_1.3B_fp16.safetensors")
+    clip = flow.node("CLIPLoader", clip_name="umt5_xxl_fp8_e4m3fn_scaled.safetensors", type="wan")
+    vae = flow.node("VAELoader", vae_name="wan_2.1_vae.safetensors")
+    positive, negative = prompts(
+        flow, clip[0], "a red fox trotting through fresh snow, low sun, telephoto", "static, blurred, oversaturated"
+    )
+    latent = flow.node("EmptyHunyuanLatentVideo", width=832, height=480, length=33)
+    shift = flow.node("ModelSamplingSD3", model=model[0], shift=8.0)
+    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 30}
+    common |= {"sampler_name": "uni_pc", "scheduler": "simple"}
+    plain = flow.node("KSampler", title="Plain: cfg 6", model=shift[0], cfg=6.0, **common)
+    plain_frames = flow.node("VAEDecode", samples=plain[0], vae=vae[0])
+    film = {"fps": 16.0, "width": 420, "height": 460}
+    plain_save = flow.node("SaveAnimatedWEBP", images=plain_frames[0], filename_prefix="gimbal/plain", **film)
+    samg = flow.node("GimbalSAMG", model=shift[0], scope="clip")
+    aqclip = flow.node("GimbalAQClip", model=samg[0])
+    sampler = flow.node("KSampler", title="SAMG and AQClip: cfg 4.2", model=aqclip[0], cfg=4.2, **common)
+    frames = flow.node("VAEDecode", samples=sampler[0], vae=vae[0])
+    save = flow.node("SaveAnimatedWEBP", images=frames[0], filename_prefix="gimbal/stabilised", **film)
+    preview = flow.node("GimbalGuidancePreview", latent=sampler[0], model=aqclip[0])
+    picture = flow.node("PreviewImage", images=preview[0], width=900, height=460)
+    note = flow.note(
+        "## SAMG on video\n\nSame seed. `scope: clip` measures all frames by one range, so the guidance does not flicker; AQClip "
+        "clips frame by frame and averages its corridors over the steps.\n\nThe lower sampler runs at 0.7 of the upper one's "
+        "cfg, because SAMG's mean scale is about 1.45 times cfg. The strip shows the middle frame.",
+        height=260,
+    )
+    x, _ = flow.columns([model, clip, vae, shift], [positive, negative, latent, note])
+    _, below = flow.columns([plain], [plain_frames], [plain_save], at=(x + 60, 0))
+    flow.columns([samg], [aqclip], [sampler], [frames], [save], at=(x + 60, below + 60))
+    flow.columns([preview], [picture], at=(x + 60, below + 700))
+    flow.group("Load", [model, clip, vae, shift, positive, negative, latent, note], "load")
+    flow.group("Plain CFG", [plain, plain_frames, plain_save])
+    flow.group("SAMG and AQClip", [samg, aqclip, sampler, frames, save, preview, picture], "gimbal")
+
+
+RECIPES: tuple[Callable[[Workflow], None], ...] = (samg_side_by_side, stacked, qsilk_multipass, samg_video)

@@ -1,0 +1,67 @@
+"""Every bundled workflow, run over HTTP to pictures; only the loaders are swapped for small models of the same family."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+# What a model file of a workflow is, by how its name begins.
+FAMILIES = {"sd_xl": "sdxl", "v1-5": "sd15_deep", "wan2.1": "wan", "wan_2.1": "wan", "umt5": "wan"}
+LOADERS = {
+    "CheckpointLoaderSimple": ("StandInCheckpoint", "ckpt_name"),
+    "UNETLoader": ("StandInModel", "unet_name"),
+    "CLIPLoader": ("StandInClip", "clip_name"),
+    "VAELoader": ("StandInVae", "vae_name"),
+}
+SMALLER = 4  # times, each side of a picture: the layers are as wide as the real ones' narrowest
+
+
+def with_stand_ins(workflow):
+    swapped = {}
+    for name, node in workflow.items():
+        kind, inputs = node["class_type"], dict(node["inputs"])
+        if kind in LOADERS:
+            kind, file = LOADERS[kind]
+            (family,) = {family for start, family in FAMILIES.items() if inputs[file].startswith(start)}
+            inputs = {"family": family}
+        elif kind.startswith("Empty"):
+            inputs.update(width=inputs["width"] // SMALLER, height=inputs["height"] // SMALLER)
+            if "length" in inputs:
+                inputs["length"] = 9
+        elif kind == "KSampler":
+            inputs["steps"] = 4
+        swapped[name] = {"class_type": kind, "inputs": inputs}
+    return swapped
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_it_runs_to_pictures(server, artefacts, path):
+    from devkit import client, graph
+
+    workflow = graph.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"))
+    before = len(server.log_lines())
+    result = client.run(server.url, with_stand_ins(workflow))
+    pictures = {}
+    for node in result.outputs:
+        for i, entry in enumerate(result.images(node)):
+            title = workflow[node]["class_type"]
+            image = Image.open(io.BytesIO(client.image(server.url, entry)))
+            pictures[f"{path.stem}_{node}_{title}_{i}"] = image
+            image.save(artefacts / f"{path.stem}_{node}_{title}_{i}.png")
+    saving = [name for name, node in workflow.items() if node["class_type"].startswith(("Save", "Preview"))]
+    assert len(pictures) >= len(saving) >= 2
+    for name, image in pictures.items():
+        assert np.asarray(image.convert("RGB")).std() > 1, f"{name} is blank"
+    said = server.log_lines()[before:]
+    stages = [n for n in workflow.values() if n["class_type"] in ("GimbalSAMG", "GimbalAQClip", "GimbalMicrograin")]
+    acted = [line for line in said if "acted on" in line]
+    assert len(acted) == len(stages), said
+    assert not [line for line in said if "did nothing" in line or "took the gradient" in line]
+
+
+def test_there_are_workflows():
+    assert len(WORKFLOWS) >= 4
