@@ -1,0 +1,257 @@
+"""Q-Drift statistics: what a calibration found, per sigma and channel, and the file it lives in."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import files, summary
+from .moments import JointMoments
+from .provenance import Provenance
+from .validate import DTYPES, derived_variance, layout_fault, value_fault
+
+# The same schedule, computed on two machines, may differ in float32's last bits.
+SIGMA_TOLERANCE = 1e-6
+
+Channels = Literal["channel", "scalar"]
+Kind = Literal["conditional", "unconditional"]
+
+
+@dataclass(frozen=True, eq=False)
+class QDriftStatistics:
+    """Joint moments of (eps_hat, delta) at each calibrated sigma, and where they come from.
+
+    Source: Q-Drift Eq. 10-15, METHODS.md section 4.1; moment matching, section 4.3. All tensors on the CPU; treat them
+    as read-only. C channels, S sigmas, T sigmas of the state map, R runs.
+
+    Attributes:
+        sigma: (S,) float64, positive, strictly decreasing: the noise levels at which the model was called.
+        count: (S,) int64, positions. mean: (S, 2, C), m2: (S, 3, C) float64, as in JointMoments.
+        provenance: the conditions of the calibration.
+        state_sigma, state_scale, state_shift: (T,) float64, (T, C) and (T, C) float32, or None: the state that a step
+            ends in at noise level state_sigma is to be mapped to scale x + shift. The last level may be 0.
+        run_variance: (R, S, C) float32 or None: the conditional variance that each run alone gives.
+    Raises:
+        ValueError: a tensor's dtype, shape or value cannot be, named.
+    """
+
+    sigma: Tensor
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+    provenance: Provenance
+    state_sigma: Tensor | None = None
+    state_scale: Tensor | None = None
+    state_shift: Tensor | None = None
+    run_variance: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        tensors = self._given()
+        layout = {name: (names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
+        # What follows from the others has their shape; it is made once they are known to have the right one.
+        if "sigma" in layout:
+            layout["variance"] = ("F32", (*layout["sigma"][1], self.provenance.latent_channels))
+        fault = layout_fault(layout, self.provenance.latent_channels, self.provenance.runs)
+        if fault is None:
+            fault = value_fault({**tensors, "variance": derived_variance(self.count, self.m2)})
+        if fault:
+            raise ValueError(f"QDriftStatistics: {fault}; collect the moments again.")
+
+    def _given(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def from_runs(
+        cls,
+        sigma: Sequence[float] | Tensor,
+        runs: Sequence[Sequence[JointMoments]],
+        provenance: Provenance,
+        state_map: tuple[Sequence[float] | Tensor, Tensor, Tensor] | None = None,
+    ) -> QDriftStatistics:
+        """Statistics of R runs, merged; what each run alone gives is kept as run_variance.
+
+        Args:
+            sigma: S noise levels, decreasing.
+            runs: for each run, in the order of provenance.seeds, the moments at each sigma.
+            provenance: of all runs.
+            state_map: T noise levels, scale (T, C), shift (T, C).
+        Raises:
+            ValueError: as the class says, or a run does not have S moments.
+        """
+        levels = torch.as_tensor(sigma, dtype=torch.float64, device="cpu")
+        if not runs or any(len(run) != len(levels) for run in runs):
+            raise ValueError(
+                f"QDriftStatistics.from_runs: runs have {[len(run) for run in runs]} moments for {len(levels)} sigmas; "
+                "pass one for each sigma in each run."
+            )
+        total = list(runs[0])
+        for run in runs[1:]:
+            total = [moments.merge(other) for moments, other in zip(total, run, strict=True)]
+        alone = torch.stack([torch.stack([moments.conditional_variance() for moments in run]) for run in runs])
+        state = (None, None, None)
+        if state_map is not None:
+            state = tuple(torch.as_tensor(part, device="cpu") for part in state_map)
+            state = (state[0].double(), state[1].float(), state[2].float())
+        return cls(levels, *_stacked(total), provenance, *state, run_variance=alone.float())
+
+    @property
+    def channels(self) -> int:
+        return self.provenance.latent_channels
+
+    def moments(self, index: int) -> JointMoments:
+        """The moments at sigma[index]."""
+        return JointMoments.from_parts(int(self.count[index]), self.mean[index], self.m2[index])
+
+    def variance(self, sigma: float, channels: Channels = "channel", kind: Kind = "conditional") -> Tensor:
+        """The error's variance at a noise level: linear in log sigma between calibrated ones, held beyond them.
+
+        Args:
+            sigma: noise level >= 0.
+            channels: "channel" per channel (the paper), "scalar" all channels as one population.
+            kind: "conditional" V, Eq. 15; "unconditional" Var(delta), an ablation.
+        Returns:
+            (C,) float32 on the CPU; with "scalar" C times the same.
+        Raises:
+            ValueError: sigma is negative or NaN, or an option is unknown.
+        """
+        readers = {
+            "conditional": JointMoments.conditional_variance,
+            "unconditional": JointMoments.unconditional_variance,
+        }
+        if kind not in readers:
+            raise ValueError(f"QDriftStatistics.variance: kind is {kind!r}; pass one of {', '.join(readers)}.")
+        return self._at("variance", sigma, channels, readers[kind])
+
+    def slope(self, sigma: float, channels: Channels = "channel") -> Tensor:
+        """a = Cov/Var(eps_hat) at a noise level, (C,) float32; arguments and errors as in `variance`."""
+        return self._at("slope", sigma, channels, JointMoments.slope)
+
+    def intercept(self, sigma: float, channels: Channels = "channel") -> Tensor:
+        """b in E[delta | eps_hat] = a eps_hat + b at a noise level, (C,) float32; otherwise as `slope`."""
+        return self._at("intercept", sigma, channels, JointMoments.intercept)
+
+    def state_map(self, sigma: float) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift, (C,) float32 each, for the state at this noise level; None without a state map.
+
+        Interpolated as in `variance`. A map stored for sigma 0 holds at 0 alone: 0 has no logarithm.
+
+        Raises:
+            ValueError: sigma is negative or NaN.
+        """
+        if self.state_sigma is None:
+            return None
+        levels, scale, shift = self.state_sigma, self.state_scale, self.state_shift
+        where = "QDriftStatistics.state_map"
+        return (
+            _interpolated(where, levels, sigma, lambda i: scale[i].double()).float(),
+            _interpolated(where, levels, sigma, lambda i: shift[i].double()).float(),
+        )
+
+    def _at(self, name: str, sigma: float, channels: str, read: Callable[[JointMoments], Tensor]) -> Tensor:
+        where = f"QDriftStatistics.{name}"
+        if channels not in ("channel", "scalar"):
+            raise ValueError(f"{where}: channels is {channels!r}; pass channel or scalar.")
+
+        def row(index: int) -> Tensor:
+            moments = self.moments(index)
+            return read(moments) if channels == "channel" else read(moments.pooled()).expand(self.channels)
+
+        return _interpolated(where, self.sigma, sigma, row).float()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file (DESIGN.md, Q-Drift statistics file): whole or not at all, replacing what was there.
+
+        Raises:
+            OSError: the folder is missing, full or closed to us.
+        """
+        tensors = {**self._given(), "variance": derived_variance(self.count, self.m2)}
+        files.write(Path(path), tensors, self.provenance.to_metadata())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QDriftStatistics:
+        """Read a file and check all of it. Tensors and metadata that version 1 does not know are ignored.
+
+        Raises:
+            ValueError: the file cannot be used; names the file, what is wrong and the remedy.
+            FileNotFoundError, PermissionError: as the system reports them.
+        """
+        path = Path(path)
+        try:
+            tensors, metadata = files.read(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        try:
+            provenance = Provenance.from_metadata(metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).rstrip('.')}{files.REMEDY}") from error
+        del tensors["variance"]  # it follows from the others, and did so
+        return cls(**tensors, provenance=provenance)
+
+    @classmethod
+    def merge(cls, parts: Sequence[QDriftStatistics]) -> QDriftStatistics:
+        """The statistics of all runs of all parts, as if calibrated at once. A single part comes back as it is.
+
+        State maps are left out: each was found with the earlier ones in place, so their average is no such map.
+        run_variance is kept if every part has it.
+
+        Raises:
+            ValueError: no parts; sigmas, models or settings differ (named); or a run is in two parts.
+        """
+        where = "QDriftStatistics.merge"
+        if not parts:
+            raise ValueError(f"{where}: there is nothing to merge; pass at least one.")
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        try:
+            provenance = Provenance.merged([part.provenance for part in parts])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        total = [first.moments(i) for i in range(len(first.sigma))]
+        for other in parts[1:]:
+            same = len(other.sigma) == len(first.sigma)
+            if not same or ((other.sigma / first.sigma).log().abs() > SIGMA_TOLERANCE).any():
+                raise ValueError(
+                    f"{where}: sigma differs: {summary.levels(first.sigma)} and {summary.levels(other.sigma)}; "
+                    "merge calibrations of one schedule."
+                )
+            total = [moments.merge(other.moments(i)) for i, moments in enumerate(total)]
+        alone = [part.run_variance for part in parts]
+        kept = None if any(each is None for each in alone) else torch.cat(alone)
+        return cls(first.sigma, *_stacked(total), provenance, run_variance=kept)
+
+    def describe(self) -> str:
+        """Everything in it as text: settings, a line per sigma, the verdict. Lines end in a newline."""
+        return summary.describe(self)
+
+    def verdict(self) -> str:
+        """One sentence: how large the error is, and what to expect of correcting it."""
+        return summary.verdict(self)
+
+
+def _stacked(moments: Sequence[JointMoments]) -> tuple[Tensor, Tensor, Tensor]:
+    """Count (S,), mean (S, 2, C) and m2 (S, 3, C)."""
+    counts = torch.tensor([each.count for each in moments], dtype=torch.int64)
+    return counts, torch.stack([each.mean for each in moments]), torch.stack([each.m2 for each in moments])
+
+
+def _interpolated(where: str, levels: Tensor, sigma: float, row: Callable[[int], Tensor]) -> Tensor:
+    """Of rows at decreasing levels: linear in log sigma, held outside; from a level of 0 nothing is interpolated."""
+    if not sigma >= 0.0:
+        raise ValueError(f"{where}: sigma is {sigma}; pass a noise level of at least 0.")
+    above = int((levels >= sigma).sum()) - 1  # the last level that is not below sigma
+    if above < 0:
+        return row(0)
+    start = float(levels[above])
+    end = float(levels[above + 1]) if above + 1 < len(levels) else 0.0
+    if end == 0.0:
+        return row(above)
+    return torch.lerp(row(above), row(above + 1), math.log(start / sigma) / math.log(start / end))

@@ -1,0 +1,104 @@
+"""What statistics may look like. Checked before anything is read, and again before anything is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .moments import explained
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64}
+# Name: dtype and dimensions, where a letter stands for one number throughout.
+LAYOUT: dict[str, tuple[str, tuple[int | str, ...]]] = {
+    "sigma": ("F64", ("S",)),
+    "count": ("I64", ("S",)),
+    "mean": ("F64", ("S", 2, "C")),
+    "m2": ("F64", ("S", 3, "C")),
+    "variance": ("F32", ("S", "C")),
+    "state_sigma": ("F64", ("T",)),
+    "state_scale": ("F32", ("T", "C")),
+    "state_shift": ("F32", ("T", "C")),
+    "run_variance": ("F32", ("R", "S", "C")),
+}
+REQUIRED = ("sigma", "count", "mean", "m2", "variance")
+STATE = ("state_sigma", "state_scale", "state_shift")
+MOST = {"S": 10_000, "T": 10_000, "R": 10_000, "C": 4096}
+# Means, standard deviations and slopes up to here leave everything that is worked out of them within float32.
+MOST_VALUE = 1e15
+MOST_COUNT = 2**48  # far more than anyone samples, and sums of many files stay whole numbers
+
+
+def layout_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]], channels: int, runs: int) -> str | None:
+    """What is wrong with tensors of these dtypes and shapes, or None. Unknown names are no fault."""
+    sizes = {"C": channels, "R": runs}
+    for name, (dtype, dimensions) in LAYOUT.items():
+        if name not in layout:
+            if name in REQUIRED:
+                return f"tensor {name} is missing"
+            continue
+        found, shape = layout[name]
+        if found != dtype:
+            return f"tensor {name} has dtype {found} instead of {dtype}"
+        if len(shape) != len(dimensions):
+            return f"tensor {name} has shape {shape} instead of ({', '.join(map(str, dimensions))})"
+        for size, dimension in zip(shape, dimensions, strict=True):
+            wanted = dimension if isinstance(dimension, int) else sizes.setdefault(dimension, size)
+            if size != wanted:
+                return f"tensor {name} has shape {shape}; it should have {wanted} where it has {size}"
+    for letter, size in sizes.items():
+        if not 1 <= size <= MOST[letter]:
+            what = {"S": "sigmas", "T": "state sigmas", "R": "runs", "C": "channels"}[letter]
+            return f"it holds {size} {what}, not 1 to {MOST[letter]}"
+    if any(name in layout for name in STATE) and not all(name in layout for name in STATE):
+        return f"{', '.join(name for name in STATE if name not in layout)} is missing beside the rest of the state map"
+    return None
+
+
+def value_fault(tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the values of tensors whose layout is right, or None."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            return f"tensor {name} holds NaN or infinity"
+    sigma, count, m2 = tensors["sigma"], tensors["count"], tensors["m2"]
+    if (sigma <= 0).any() or (sigma.diff() >= 0).any():
+        return "sigma is not positive and strictly decreasing"
+    if (count <= 0).any() or (count > MOST_COUNT).any():
+        return f"count is not between 1 and {MOST_COUNT}"
+    if (tensors["mean"].abs() > MOST_VALUE).any():
+        return f"tensor mean holds values beyond {MOST_VALUE:g}"
+    fault = _moments_fault(count, m2, tensors["variance"])
+    if fault is None and "run_variance" in tensors and (tensors["run_variance"] < 0).any():
+        fault = "tensor run_variance is negative"
+    if fault is None and "state_sigma" in tensors:
+        levels = tensors["state_sigma"]
+        if (levels < 0).any() or (levels.diff() >= 0).any():
+            fault = "state_sigma is not strictly decreasing down to 0 or more"
+        elif (tensors["state_scale"] < 0).any():
+            fault = "tensor state_scale is negative"
+    return fault
+
+
+def derived_variance(count: Tensor, m2: Tensor) -> Tensor:
+    """The conditional variance (S, C) float32 that goes with count (S,) and m2 (S, 3, C)."""
+    return (explained(m2)[1] / count[:, None]).float()
+
+
+def _moments_fault(count: Tensor, m2: Tensor, variance: Tensor) -> str | None:
+    square, product, error = m2.unbind(1)
+    if (square < 0).any() or (error < 0).any():
+        return "tensor m2 has a negative variance"
+    # Rounding of long sums may exceed Cauchy-Schwarz by about 1e-12.
+    if (product.abs() > square.sqrt() * error.sqrt() * (1 + 1e-6)).any():
+        return "tensor m2 has a covariance beyond what its variances allow (Cauchy-Schwarz)"
+    if (m2.abs() > MOST_VALUE**2 * count[:, None, None]).any() or (explained(m2)[0].abs() > MOST_VALUE).any():
+        return f"tensor m2 gives deviations or slopes beyond {MOST_VALUE:g}"
+    if (variance < 0).any():
+        return "tensor variance is negative"
+    # float32 rounds to 6e-8; the difference that gives V cancels down to 1e-16 of the unconditional variance.
+    total = error / count[:, None]
+    derived = derived_variance(count, m2)
+    if ((variance - derived).double().abs() > 1e-5 * derived.double() + 1e-9 * total + 1e-37).any():
+        return "tensor variance is not the conditional variance that follows from m2"
+    return None
