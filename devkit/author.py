@@ -34,13 +34,13 @@ class Workflow:
         self.links: list[list] = []
         self.groups: list[dict] = []
 
-    def node(self, kind: str, *, title: str = "", width: int = WIDTH, height: int = 0, **inputs: object) -> Node:
-        """A node; an input is a widget's value or another node's output, `node[slot]`. What is left out gets its default.
+    def node(self, kind: str, *, title: str = "", size: tuple[int, int] = (WIDTH, 0), **inputs: object) -> Node:
+        """A node; height 0 is as high as its rows. An input is a widget's value or another node's output, `node[slot]`. What is left out gets its default.
 
         ValueError: the node has no such input, or an input without a default is missing.
         """
         info = self.object_info[kind]
-        made = Node(len(self.nodes) + 1, kind, info, {}, width, 0)
+        made = Node(len(self.nodes) + 1, kind, info, {}, *size)
         slots, values, rows = [], [], 0
         known = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         if unknown := set(inputs) - set(known):
@@ -61,7 +61,7 @@ class Workflow:
             if options.get("control_after_generate"):
                 values.append("fixed")
                 rows += WIDGET
-        made.height = height or 16 + ROW * max(len(slots), len(info["output"])) + rows
+        made.height = made.height or 16 + ROW * max(len(slots), len(info["output"])) + rows
         outputs = [
             {"name": name, "type": type_, "links": []}
             for name, type_ in zip(info["output_name"], info["output"], strict=True)
@@ -70,7 +70,7 @@ class Workflow:
             "id": made.id,
             "type": kind,
             "pos": [0, 0],
-            "size": [width, made.height],
+            "size": [made.width, made.height],
             "flags": {},
             "order": len(self.nodes),
             "mode": 0,

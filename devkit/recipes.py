@@ -10,6 +10,7 @@ SDXL, SD15 = "sd_xl_base_1.0.safetensors", "v1-5-pruned-emaonly-fp16.safetensors
 PROMPT = "photo of an old lighthouse on a cliff at dusk, waves breaking, detailed stone, warm lamp"
 NEGATIVE = "blurry, oversaturated, low quality"
 SEED = 7
+PICTURE, STRIP = (420, 460), (900, 460)
 
 
 def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negative: str = NEGATIVE) -> list[Node]:
@@ -24,13 +25,13 @@ def samg_side_by_side(flow: Workflow) -> None:
     common |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
     plain = flow.node("KSampler", title="Plain: cfg 7.5", model=checkpoint[0], cfg=7.5, **common)
     plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
-    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", width=420, height=460)
+    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", size=PICTURE)
     samg = flow.node("GimbalSAMG", model=checkpoint[0])
     guided = flow.node("KSampler", title="SAMG: cfg 5.2", model=samg[0], cfg=5.2, **common)
     guided_image = flow.node("VAEDecode", samples=guided[0], vae=checkpoint[2])
-    guided_save = flow.node("SaveImage", images=guided_image[0], filename_prefix="gimbal/samg", width=420, height=460)
+    guided_save = flow.node("SaveImage", images=guided_image[0], filename_prefix="gimbal/samg", size=PICTURE)
     preview = flow.node("GimbalGuidancePreview", latent=guided[0], model=samg[0])
-    picture = flow.node("PreviewImage", images=preview[0], width=900, height=460)
+    picture = flow.node("PreviewImage", images=preview[0], size=STRIP)
     note = flow.note(
         "## SAMG against plain CFG\n\nSame seed, same prompt. **SAMG** guides each place of the picture at its own scale: less "
         "at edges, where guidance is strong, more in calm areas.\n\nIts mean scale is about 1.45 times cfg, so the lower "
@@ -55,16 +56,16 @@ def stacked(flow: Workflow) -> None:
     common |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
     plain = flow.node("KSampler", title="Plain: cfg 9", model=checkpoint[0], cfg=9.0, **common)
     plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
-    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", width=420, height=460)
+    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", size=PICTURE)
     samg = flow.node("GimbalSAMG", model=checkpoint[0])
     rescale = flow.node("RescaleCFG", model=samg[0], multiplier=0.7)
     aqclip = flow.node("GimbalAQClip", model=rescale[0], corridor="strong", confidence="attention")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], form="smooth")
     sampler = flow.node("KSampler", title="Stacked: cfg 6.3", model=grain[0], cfg=6.3, **common)
     image = flow.node("VAEDecode", samples=sampler[0], vae=checkpoint[2])
-    save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stacked", width=420, height=460)
+    save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stacked", size=PICTURE)
     confidence = flow.node("GimbalConfidencePreview", latent=sampler[0], model=grain[0])
-    picture = flow.node("PreviewImage", images=confidence[0], width=900, height=460)
+    picture = flow.node("PreviewImage", images=confidence[0], size=STRIP)
     note = flow.note(
         "## All at once, at high guidance\n\nSame seed. Below, in this order: **SAMG** shapes the guidance before CFG, ComfyUI's "
         "own **RescaleCFG** combines it, **AQClip** keeps each tile of the result in its corridor (wider where the "
@@ -104,13 +105,13 @@ def qsilk_multipass(flow: Workflow) -> None:
     larger = flow.node("LatentUpscaleBy", samples=first[0], **twice)
     plain = flow.node("KSampler", title="Second pass, plain", latent_image=larger[0], **again)
     plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
-    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", width=420, height=460)
+    plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", size=PICTURE)
     before = flow.node("GimbalAQClipLatent", title="Stabilise before the upscale", latent=first[0], corridor="strong")
     larger_too = flow.node("LatentUpscaleBy", samples=before[0], **twice)
     after = flow.node("GimbalMicrograinLatent", title="... and after it", latent=larger_too[0], form="smooth")
     sampler = flow.node("KSampler", title="Second pass, stabilised", latent_image=after[0], **again)
     image = flow.node("VAEDecode", samples=sampler[0], vae=checkpoint[2])
-    save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stabilised", width=420, height=460)
+    save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stabilised", size=PICTURE)
     note = flow.note(
         "## Stabilise between passes\n\nUpscaling a latent carries the first pass's outliers into the second, which builds on "
         "them. The lower branch takes them off twice: **AQClip on Latent** before the upscale, tile by tile, and "
@@ -140,7 +141,7 @@ def samg_video(flow: Workflow) -> None:
     common |= {"sampler_name": "uni_pc", "scheduler": "simple"}
     plain = flow.node("KSampler", title="Plain: cfg 6", model=shift[0], cfg=6.0, **common)
     plain_frames = flow.node("VAEDecode", samples=plain[0], vae=vae[0])
-    film = {"fps": 16.0, "width": 420, "height": 460}
+    film = {"fps": 16.0, "size": PICTURE}
     plain_save = flow.node("SaveAnimatedWEBP", images=plain_frames[0], filename_prefix="gimbal/plain", **film)
     samg = flow.node("GimbalSAMG", model=shift[0], scope="clip")
     aqclip = flow.node("GimbalAQClip", model=samg[0])
@@ -148,7 +149,7 @@ def samg_video(flow: Workflow) -> None:
     frames = flow.node("VAEDecode", samples=sampler[0], vae=vae[0])
     save = flow.node("SaveAnimatedWEBP", images=frames[0], filename_prefix="gimbal/stabilised", **film)
     preview = flow.node("GimbalGuidancePreview", latent=sampler[0], model=aqclip[0])
-    picture = flow.node("PreviewImage", images=preview[0], width=900, height=460)
+    picture = flow.node("PreviewImage", images=preview[0], size=STRIP)
     note = flow.note(
         "## SAMG on video\n\nSame seed. `scope: clip` measures all frames by one range, so the guidance does not flicker; AQClip "
         "clips frame by frame and averages its corridors over the steps.\n\nThe lower sampler runs at 0.7 of the upper one's "

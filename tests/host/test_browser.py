@@ -17,6 +17,9 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+SIZE = {"width": 1600, "height": 1000}
+RED = "() => app.graph._nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def page(server):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page = browser.new_page(viewport=SIZE)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(server.url)
@@ -69,12 +72,8 @@ def test_the_node_shows_its_options(page, artefacts):
 
 
 def test_demo_workflow_opens_without_red_nodes_and_runs(page, server, artefacts):
-    saved = json.loads(DEMO.read_text(encoding="utf-8"))
-    load(page, saved)
-    unknown = (
-        "() => app.graph._nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
-    )
-    assert page.evaluate(unknown) == []
+    load(page, json.loads(DEMO.read_text(encoding="utf-8")))
+    assert page.evaluate(RED) == []
     page.evaluate("""async () => {
         const end = new Promise((done, fail) => {
             app.api.addEventListener("execution_success", done, {once: true})
@@ -86,9 +85,29 @@ def test_demo_workflow_opens_without_red_nodes_and_runs(page, server, artefacts)
     page.wait_for_function(
         "() => Boolean(app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.length)", timeout=30000
     )
-    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.evaluate(FIT)
     page.wait_for_timeout(1000)
     page.screenshot(path=artefacts / "demo_in_browser.png")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_bundled_workflow_opens_as_it_was_saved(page, artefacts, path):
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    load(page, saved)
+    assert page.evaluate(RED) == []
+    shown = page.evaluate("""() => app.graph._nodes.map(
+        n => [n.id, n.type, (n.widgets ?? []).filter(w => w.name !== "control_after_generate").map(w => w.value)]
+    )""")
+    for number, kind, values in shown:
+        (node,) = (node for node in saved["nodes"] if node["id"] == number)
+        kept = [value for value in node["widgets_values"] if value != "fixed"]
+        assert node["type"] == kind and values[: len(kept)] == kept
+    assert page.evaluate("() => Object.keys(app.graph.links).length || app.graph.links.size") == len(saved["links"])
+    page.set_viewport_size({"width": 2600, "height": 1500})  # large enough for the text to be drawn
+    page.evaluate(FIT)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=artefacts / f"{path.stem}_in_browser.png")
+    page.set_viewport_size(SIZE)
 
 
 def test_no_error_of_ours(page):
