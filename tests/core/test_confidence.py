@@ -1,12 +1,13 @@
 """Confidence maps against plain loops, and at their two ends."""
 
 import math
+from itertools import pairwise, product
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gimbal.core.confidence import entropy_confidence, gradient_confidence, tile_confidence
+from gimbal.core.confidence import entropy_confidence, gradient_confidence, tile_confidence, token_grid
 
 
 def noise(*shape, seed=0):
@@ -152,11 +153,81 @@ class TestEntropy:
             ((1, 8, 16), (1, 8, 12), {"heads": 4}, "k has 12 features"),
             ((1, 8, 16), (1, 8, 16), {"heads": 2, "max_tokens": 0}, "max_tokens is 0"),
             ((1, 8, 16), (1, 8, 16), {"heads": 2, "max_heads": 0}, "max_heads 0"),
+            ((1, 8, 16), (1, 8, 16), {"heads": 2, "mask": torch.ones(8, 8)}, r"mask has shape \(8, 8\)"),
+            ((1, 8, 16), (1, 8, 16), {"heads": 2, "mask": torch.ones(1, 1, 8, 7)}, r"broadcasts to \(1, 2, 8, 8\)"),
         ],
     )
     def test_bad_arguments_are_refused(self, q, k, options, message):
         with pytest.raises(ValueError, match=f"entropy_confidence: .*{message}"):
             entropy_confidence(torch.zeros(q), torch.zeros(k), **options)
+
+
+class TestMasks:
+    @pytest.mark.parametrize("shape", [(2, 1, 1, 9), (1, 4, 7, 9), (2, 4, 7, 9)])
+    def test_masked_keys_are_as_if_they_were_not_there(self, shape):
+        """Against a loop over samples, heads and queries with the other keys cut out."""
+        q, k = 2.0 * noise(2, 7, 4 * 8), noise(2, 9, 4 * 8, seed=1)
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) > 0.4
+        mask[..., :2] = True  # at least two keys for every query
+        full = mask.expand(2, 4, 7, 9)
+        entropy = torch.zeros(2, 7)
+        for b, h, i in product(range(2), range(4), range(7)):
+            part = slice(8 * h, 8 * h + 8)
+            keys = k[b, full[b, h, i], part].double()
+            p = torch.softmax(keys @ q[b, i, part].double() / math.sqrt(8.0), 0)
+            entropy[b, i] -= float((p * p.log()).sum() / math.log(len(keys))) / 4
+        low, high = entropy.amin(1, keepdim=True), entropy.amax(1, keepdim=True)
+        expected = 1.0 - (entropy - low) / (high - low)
+        torch.testing.assert_close(entropy_confidence(q, k, 4, mask=mask), expected, atol=1e-5, rtol=0)
+        additive = torch.zeros(shape).masked_fill(~mask, -torch.inf)
+        torch.testing.assert_close(entropy_confidence(q, k, 4, mask=additive), expected, atol=1e-5, rtol=0)
+
+    def test_additive_masks_shift_the_scores(self):
+        q, k = 2.0 * noise(1, 7, 8), noise(1, 9, 8, seed=1)
+        bias = noise(1, 1, 7, 9, seed=2)
+        p = torch.softmax(q @ k.mT / math.sqrt(8.0) + bias[0], -1)
+        expected = stretched(-(p * p.log()).sum(-1) / math.log(9.0))
+        torch.testing.assert_close(entropy_confidence(q, k, 1, mask=bias), expected, atol=1e-5, rtol=0)
+
+    def test_sub_sampling_takes_the_masks_rows_and_columns_along(self):
+        q, k = 2.0 * noise(1, 12, 4 * 8), noise(1, 12, 4 * 8, seed=1)
+        mask = torch.rand(1, 4, 12, 12, generator=torch.Generator().manual_seed(2)) > 0.3
+        chosen, heads = [2, 6, 10], [1, 3]
+        few = mask[:, heads][:, :, chosen][..., chosen]
+        part = lambda x: x[:, chosen].unflatten(2, (4, 8))[:, :, heads].flatten(2)  # noqa: E731
+        expected = entropy_confidence(part(q), part(k), 2, mask=few).repeat_interleave(4, dim=1)
+        torch.testing.assert_close(entropy_confidence(q, k, 4, 3, 2, mask=mask), expected)
+
+    def test_a_query_that_may_look_nowhere_is_finite(self):
+        mask = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+        mask[..., 2, :] = False
+        result = entropy_confidence(3.0 * noise(1, 6, 8), noise(1, 6, 8, seed=1), 1, mask=mask)
+        assert result.isfinite().all() and result[0, 2] == 0.0
+
+    def test_scale_takes_the_place_of_the_root(self):
+        q, k = noise(1, 9, 16), noise(1, 9, 16, seed=1)
+        torch.testing.assert_close(entropy_confidence(q, k, 1, scale=1.0), entropy_confidence(4.0 * q, k, 1))
+
+
+class TestTokenGrid:
+    @pytest.mark.parametrize("size", [(64, 64), (45, 80), (104, 152), (128, 32)])
+    def test_an_image_keeps_its_proportions_and_the_budget(self, size):
+        indices, (rows, columns) = token_grid(size)
+        assert len(indices) == rows * columns and 800 <= len(indices) <= 1100
+        assert rows / columns == pytest.approx(size[0] / size[1], rel=0.1)
+        ys, xs = zip(*(divmod(i, size[1]) for i in indices), strict=True)
+        for places, side in ((sorted(set(ys)), size[0]), (sorted(set(xs)), size[1])):
+            gaps = [b - a for a, b in pairwise(places)]
+            assert max(gaps) - min(gaps) <= 1 and places[0] <= max(gaps) and side - 1 - places[-1] <= max(gaps)
+
+    def test_small_grids_are_taken_whole(self):
+        assert token_grid((3, 4)) == (list(range(12)), (3, 4))
+
+    def test_every_frame_of_a_video_keeps_its_share(self):
+        indices, (frames, rows, columns) = token_grid((21, 45, 80))
+        assert frames == 21 and 50 <= rows * columns <= 80
+        one_frame = indices[: rows * columns]
+        assert indices == [f * 45 * 80 + i for f in range(21) for i in one_frame]
 
 
 class TestTokensToTiles:

@@ -74,6 +74,71 @@ def test_the_cfg_function_stays_free(tiny, denoised_seen, samg, order):
     assert torch.equal(result, denoised_seen(rescale(samg(model)), "sd15")[0])
 
 
+# What shares the guidance with SAMG: those that rewrite predictions before CFG, the one that is the CFG, those behind it.
+NEIGHBOURS = {
+    "APG": ("nodes_apg", {"eta": 0.5, "norm_threshold": 5.0, "momentum": 0.0}),
+    "TCFG": ("nodes_tcfg", {}),
+    "FreSca": ("nodes_fresca", {"scale_low": 1.0, "scale_high": 1.5, "freq_cutoff": 3}),
+    "RescaleCFG": ("nodes_model_advanced", {"multiplier": 0.7}),
+    "Mahiro": ("nodes_mahiro", {}),
+    "CFGZeroStar": ("nodes_cfg", {}),
+    "CFGNorm": ("nodes_cfg", {"strength": 0.8}),
+}
+
+
+def neighbour(name):
+    import importlib
+
+    module, options = NEIGHBOURS[name]
+    node = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+    if hasattr(node, "execute"):
+        return lambda model: node.execute(model, **options).args[0]
+    return lambda model: node().patch(model, **options)[0]
+
+
+def plainly_steered(model, cfg=3.0):
+    """SAMG by hand, in the paper's words: the scale falls from 1.6 to 2/3 of cfg as the energy rises from least to most."""
+    patched = model.clone()
+
+    def steer(args):
+        cond, uncond = args["conds_out"]
+        energy = (cond - uncond).double().square().mean(1, keepdim=True)
+        low, high = (energy.flatten(1).amin(1), energy.flatten(1).amax(1))
+        spread = [-1, *[1] * (cond.ndim - 1)]
+        share = (energy - low.view(spread)) / (high - low).view(spread)
+        scale = 1.6 * cfg - share * (1.6 - 2 / 3) * cfg
+        return [uncond + (scale / cfg).float() * (cond - uncond), uncond]
+
+    patched.set_model_sampler_pre_cfg_function(steer)
+    return patched
+
+
+@pytest.mark.parametrize("family", ["sd15", "wan"])
+@pytest.mark.parametrize("order", ["before", "behind"])
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbours_work_with_it_in_either_order(tiny, denoised_seen, samg, name, order, family):
+    if family == "wan" and name in ("FreSca", "TCFG"):
+        pytest.skip("made for images")
+    other, model = neighbour(name), tiny.model(family)
+
+    def together(ours):
+        return other(ours(model)) if order == "before" else ours(other(model))
+
+    result = denoised_seen(together(samg), family)[0]
+    expected = denoised_seen(together(plainly_steered), family)[0]
+    torch.testing.assert_close(result, expected, rtol=2e-4, atol=2e-4)
+    for alone in (samg(model), other(model)):
+        assert (result - denoised_seen(alone, family)[0]).abs().max() > 1e-3
+
+
+def test_presets_are_the_papers_scales(tiny, denoised_seen, samg):
+    model = tiny.model("sd3")
+    preset = denoised_seen(samg(model, preset="SD1.5 / SDXL paper: 5 to 12"))
+    assert all(map(torch.equal, preset, denoised_seen(samg(model, w_min=5.0, w_max=12.0))))
+    with pytest.raises(ValueError, match=r"preset is 'SD3.5 paper: 3 to 7.5', but w_min is 4 and w_max -1; set both"):
+        samg(model, preset="SD3.5 paper: 3 to 7.5", w_min=4.0)
+
+
 def test_without_guidance_it_says_so_once(tiny, samg, caplog):
     model = tiny.model("sd3")
     assert torch.equal(tiny.sample(samg(model), "sd3", cfg=1.0), tiny.sample(model, "sd3", cfg=1.0))
