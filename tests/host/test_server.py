@@ -96,7 +96,10 @@ def test_nodes_are_registered_and_explain_themselves(ours):
         "GimbalMicrograinLatent",
         "GimbalAQClip",
         "GimbalAQClipLatent",
+        "GimbalConfidence",
+        "GimbalConfidencePreview",
         "GimbalSAMG",
+        "GimbalGuidancePreview",
     }
     for name, entry in ours.items():
         assert entry["description"] and entry["category"].startswith("gimbal/"), name
