@@ -1,0 +1,176 @@
+"""A sampler's coefficients as steps: each state from the last one and a few earlier model outputs.
+
+Every solver remembers its past in one of two ways: as denoised outputs D_j (DPM-Solver++, RES) or as derivatives
+d_j = (x_j - D_j) / sigma_j (Euler, Heun, Adams, DEIS), which are eps on the VE path and the velocity on the flow path.
+The same coefficients can be written either way; the solver's own is the one with the shorter memory. It matters once
+states are corrected: the history then holds the outputs at the corrected states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .coefficients import Coefficients
+from .qdrift import doubles
+
+Output = Literal["derivative", "denoised"]
+
+NOTHING = 1e-10  # of a combination's largest weight: below what float32 can add
+ROUNDING = 1e-11  # a coefficient this near 0 or 1 is 0 or 1
+
+
+@dataclass(frozen=True)
+class Mix:
+    """carry * state + sum of weight * output[call]."""
+
+    carry: float
+    terms: tuple[tuple[int, float], ...]  # (call, weight)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model call: at sigma, of this mix of the step's state and earlier outputs."""
+
+    call: int
+    sigma: float
+    mix: Mix
+
+
+@dataclass(frozen=True)
+class Step:
+    """From the state at sigma to sigma_end; the first stage evaluates the state itself.
+
+    Ancestral steps then scale the state by rescale and add renoise times unit noise, which takes it up to sigma_next.
+    `release`: calls whose outputs no later step needs.
+    """
+
+    sigma: float
+    sigma_end: float
+    sigma_next: float
+    stages: tuple[Stage, ...]
+    mix: Mix
+    release: tuple[int, ...] = ()
+    rescale: float = 1.0
+    renoise: float = 0.0
+
+
+def linear_steps(coefficients: Coefficients) -> tuple[Output, tuple[Step, ...]]:
+    """The solver's own kind of history, and its steps.
+
+    Where both kinds remember as much, which is so for one-step methods, steps are written with derivatives: the stages
+    of Heun and DPM-Solver-2 then have the weights that they have as quadratures.
+
+    Raises:
+        ValueError: the sampler moves a state that the model returns as it is, as no solver of dx/dsigma =
+            (x - D)/sigma does: there is no step to correct.
+    """
+    denoised = torch.cat([coefficients.inputs, coefficients.final[None]])
+    derivative = _on_derivatives(denoised, coefficients.levels)
+    if (derivative[:, 0] - 1.0).abs().max() > 1e-6:
+        problem = "does not integrate dx/dsigma = (x - denoised)/sigma"
+        raise ValueError(f"{coefficients.name} {problem}; it has no corrected form.")
+    by_derivative = _mixes(derivative, coefficients.starts)
+    by_denoised = _mixes(denoised, coefficients.starts)
+    starts = coefficients.starts
+    fewer = by_denoised is not None and _memory(by_denoised, starts) < _memory(by_derivative, starts)
+    output, mixes = ("denoised", by_denoised) if fewer else ("derivative", by_derivative)
+    return output, _assemble(coefficients, mixes)
+
+
+def accumulated_variance(
+    steps: Iterable[Step], output: Output, alphas: list[float], ends: list[float], variances: Tensor
+) -> Tensor:
+    """Variance that the errors of all calls so far have put into y = x / alpha at the end of each step, (steps, C).
+
+    As if they were independent of each other and eps did not answer to the state: the sum of the squared weights of
+    each output in the state.
+
+    Args:
+        alphas: of each call. At 0 (flow at sigma = 1) the output counts as a velocity, else as eps.
+        ends: alpha at each step's end, above 0.
+        variances: (calls, C), of the errors of the derivatives.
+    """
+    calls = len(alphas)
+    scales = [alpha if alpha > 0.0 else 1.0 for alpha in alphas]
+    of_eps = variances * doubles(scales).square()[:, None]
+    outputs = doubles(torch.zeros(calls, 1 + calls, device="cpu"))
+    state = doubles(torch.zeros(1 + calls, device="cpu"))
+    state[0] = 1.0
+    found = []
+    for step, alpha in zip(steps, ends, strict=True):
+        for stage in step.stages:
+            at, scale = _apply(stage.mix, state, outputs), scales[stage.call]
+            eps = torch.zeros_like(state)
+            eps[1 + stage.call] = 1.0
+            answer = (at - stage.sigma * eps) / scale
+            outputs[stage.call] = answer if output == "denoised" else (at - answer) / stage.sigma
+        state = _apply(step.mix, state, outputs)
+        found.append((state[1:] / alpha).square() @ of_eps)
+        state = state * step.rescale
+    return torch.stack(found)
+
+
+def _apply(mix: Mix, state: Tensor, outputs: Tensor) -> Tensor:
+    return sum((weight * outputs[call] for call, weight in mix.terms), mix.carry * state)
+
+
+def _on_derivatives(rows: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Rows on [x_0, d_0, d_1, ...] from rows on [x_0, D_0, D_1, ...], by D_j = x_j - sigma_j d_j."""
+    answers = torch.zeros_like(rows[:-1])
+    found = torch.zeros_like(rows)
+    for i, row in enumerate(rows):
+        found[i] = row[1 : 1 + i] @ answers[:i]
+        found[i, 0] += row[0]
+        if i < len(levels):
+            answers[i] = found[i]
+            answers[i, 1 + i] -= levels[i]
+    return found
+
+
+def _mixes(rows: Tensor, starts: tuple[int, ...]) -> list[Mix] | None:
+    """Each row (a call's input, or the result) from the state at the start of the step that it belongs to."""
+    mixes = [Mix(1.0, ())]
+    for i in range(1, len(rows)):
+        anchor = rows[_anchor(i, starts)]
+        if anchor[0].abs() < ROUNDING:
+            return None
+        carry = rows[i, 0] / anchor[0]
+        weights = rows[i, 1:] - carry * anchor[1:]
+        floor = max(NOTHING * float(weights.abs().max()), ROUNDING)
+        terms = tuple((call, _snap(w)) for call, w in enumerate(weights.tolist()) if abs(w) > floor)
+        mixes.append(Mix(_snap(float(carry)), terms))
+    return mixes
+
+
+def _snap(value: float) -> float:
+    return float(round(value)) if abs(value - round(value)) < ROUNDING and abs(value) < 2.0 else value
+
+
+def _memory(mixes: list[Mix], starts: tuple[int, ...]) -> int:
+    """How many outputs of earlier steps the combinations take, all together."""
+    return sum(call < _anchor(i, starts) for i, mix in enumerate(mixes[1:], 1) for call, _ in mix.terms)
+
+
+def _anchor(row: int, starts: tuple[int, ...]) -> int:
+    """The call at the start of the step that a call's input, or the result, belongs to."""
+    return max(start for start in starts if start < row)
+
+
+def _assemble(coefficients: Coefficients, mixes: list[Mix]) -> tuple[Step, ...]:
+    """mixes[i] for i in starts leads to a state, the others to inner stages; a step's first stage is its state."""
+    levels, starts = coefficients.levels, coefficients.starts
+    last_use = {call: i for i, mix in enumerate(mixes) for call, _ in mix.terms}
+    itself = Mix(1.0, ())
+    steps = []
+    for start, end in zip(starts, [*starts[1:], len(levels)], strict=True):
+        inner = tuple(Stage(call, levels[call], mixes[call]) for call in range(start + 1, end))
+        level_end = levels[end] if end < len(levels) else coefficients.end
+        release = tuple(call for call in range(end) if start < max(last_use.get(call, call + 1), call + 1) <= end)
+        stages = (Stage(start, levels[start], itself), *inner)
+        steps.append(Step(levels[start], level_end, level_end, stages, mixes[end], release))
+    return tuple(steps)

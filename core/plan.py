@@ -1,0 +1,241 @@
+"""What can be known of a corrected sampling run before it: combinations, gains, bias terms (METHODS.md 4.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .ancestral import ancestral_steps
+from .coefficients import Sampler, check_schedule, read_coefficients
+from .linear_samplers import find_solver
+from .multistep import Output, Step, accumulated_variance, linear_steps
+from .qdrift import as_variance, cap_gain, doubles, euler_gain, gain_from_variance, quadrature_gain
+
+Path = Literal["ve", "flow"]
+Rule = Literal["auto", "paper", "marginal", "accumulated"]
+BiasMode = Literal["deterministic", "stochastic"]
+Variance = Callable[[float], Tensor]  # sigma -> (C,) or ()
+Bias = Callable[[float], tuple[Tensor, Tensor, Tensor]]  # sigma -> slope, mean of the output, mean of its error
+CHOICES = {"path": get_args(Path), "rule": get_args(Rule), "bias_mode": get_args(BiasMode)}
+
+
+@dataclass(frozen=True, eq=False)
+class BiasTerms:
+    """A derivative d becomes d - (offset + slope d + spread n), n standard normal. (calls, C), float64 on the CPU."""
+
+    slope: Tensor
+    offset: Tensor
+    spread: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A corrected sampler on one schedule: numbers only, no state, good for any number of runs.
+
+    steps: in order. output: what the solver's history holds.
+    gains: (steps, C), or (steps, 1) for all channels alike; float64 on the CPU; after strength and cap.
+    pulls: by step, the multiple of its first state that the gain leaves alone: alpha_end / alpha, as the increment
+        that grows is that of y = x / alpha.
+    capped: steps whose gain hit the cap.
+    """
+
+    name: str
+    path: Path
+    equation: str
+    output: Output
+    steps: tuple[Step, ...]
+    gains: Tensor
+    pulls: tuple[float, ...]
+    capped: tuple[int, ...]
+    bias: BiasTerms | None
+
+    def describe(self) -> str:
+        """One line for a log: the sampler, its path, what rules its gains, their range, and the cap if one was hit."""
+        low, high = float(self.gains.min()), float(self.gains.max())
+        words = [f"{self.name}, path {self.path}, {self.equation}, {len(self.steps)} steps, c {low:.4g} to {high:.4g}"]
+        if self.capped:
+            words.append(f"capped in {len(self.capped)} steps, the first being step {self.capped[0]}")
+        if self.bias is not None:
+            words.append("bias correction " + ("deterministic" if self.bias.spread is None else "stochastic"))
+        return "; ".join(words)
+
+
+def make_plan(
+    solver: str | Sampler,
+    sigmas: Tensor | Sequence[float],
+    *,
+    path: Path = "ve",
+    variance: Variance | None = None,
+    strength: float = 1.0,
+    rule: Rule = "auto",
+    cap: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+    model_sampling: Any = None,
+    bias: Bias | None = None,
+    bias_mode: BiasMode = "deterministic",
+) -> Plan:
+    """Work out a sampler's corrected form on a schedule. Waits for the device if sigmas or statistics are on one.
+
+    Source: Q-Drift Eq. 22-23, 27, 35-39, 46-48. With y = x / alpha, a step y -> y + S becomes y -> y + (1 + c) S.
+      paper        Euler: Eq. 22 on ve; Eq. 27 on flow, with x itself in the place of y. Others: Eq. 37, on flow too.
+      marginal     Eq. 37 for all. On flow this is V_eps = (1 - sigma)^2 V_v in sigma_bar = sigma / (1 - sigma).
+      accumulated  ours: Eq. 36 with the variance that a step really adds to y. Eq. 37 sums the squared weights of
+                   each step by itself, but a multistep solver uses an output again, with a negative weight, and so
+                   takes part of its error back: for errors that are independent from call to call, Eq. 37
+                   over-corrects DPM-Solver++(2M) about 2.5 times. One call a step: Eq. 37. Never below 0.
+      auto         accumulated where a solver uses outputs of earlier steps again; else paper on ve, marginal on flow.
+    Weights w_j are those of the errors that a step takes from the outputs as its solver keeps them, denoised or
+    derivative (Eq. 43 for DPM-Solver++(2M)); stages between step ends are left alone. A step that starts at flow's
+    sigma = 1 has c = 0, the limit of Eq. 37.
+
+    Args:
+        solver: name in solvers.SOLVERS, "euler_ancestral", or a function in k-diffusion's signature.
+        sigmas: (steps + 1,), not rising, >= 0; at most 1 on flow. May start low and end above 0.
+        variance: sigma -> V of the model's error there, (C,) or () for all channels alike, >= 0: of eps on ve, of the
+            velocity on flow, either way of (x - denoised)/sigma. None: no gain.
+        strength: multiplies c; 0 is no gain. cap: bounds |c| after that, > 0.
+        options: keyword arguments of the sampler function; eta and s_noise for "euler_ancestral".
+        model_sampling: ComfyUI's, for sampler functions that ask for it.
+        bias: sigma -> (slope, mean_eps_hat, mean_delta), each (C,) or (): the conditional mean of the error
+            (Eq. 46-48) is taken off every output; `stochastic` takes off a sample of it, of variance V. None: nothing.
+    Raises:
+        ValueError: the sampler has no corrected form (read_coefficients, linear_steps say why); sigmas outside the
+            path; statistics that are negative, not finite or of changing shape; an unknown option.
+    """
+    schedule = check_schedule(sigmas)
+    _check_options(schedule, strength, variance, bias_mode, path=path, rule=rule)
+    name, output, steps = _solver_steps(solver, schedule, path, options or {}, model_sampling)
+    levels = [stage.sigma for step in steps for stage in step.stages]
+    variances = None if variance is None else _table("variance", levels, variance)
+    equation = _equation(_rule(path, steps) if rule == "auto" else rule, path, steps)
+    gains = doubles(torch.zeros(len(steps), 1, device="cpu"))
+    if variances is not None:
+        gains = strength * _gains(equation, output, steps, path, variances)
+    capped = [cap_gain(gain, cap) for gain in gains]
+    terms = None
+    if bias is not None:
+        terms = _bias_terms(levels, bias, variances.sqrt() if bias_mode == "stochastic" else None)
+    return Plan(
+        name,
+        path,
+        equation,
+        output,
+        steps,
+        torch.stack([gain for gain, _ in capped]),
+        tuple(1.0 if equation == "Eq. 27" else _pull(path, step) for step in steps),
+        tuple(i for i, (_, hit) in enumerate(capped) if hit),
+        terms,
+    )
+
+
+def _check_options(
+    schedule: Sequence[float], strength: float, variance: Variance | None, bias_mode: str, **choices: str
+) -> None:
+    for option, value in {**choices, "bias_mode": bias_mode}.items():
+        if value not in CHOICES[option]:
+            raise ValueError(f"make_plan: {option} is {value!r}; choose one of {', '.join(CHOICES[option])}.")
+    if not math.isfinite(strength):
+        raise ValueError(f"make_plan: strength is {strength}; give a finite value (0 is no correction).")
+    if choices["path"] == "flow" and schedule[0] > 1.0:
+        raise ValueError(f"make_plan: sigmas begin at {schedule[0]}, path flow ends at 1; is the model a flow model?")
+    if bias_mode == "stochastic" and variance is None:
+        raise ValueError("make_plan: the stochastic bias correction draws noise of variance V; give variance too.")
+
+
+def _solver_steps(
+    solver: str | Sampler, schedule: tuple[float, ...], path: Path, options: Mapping[str, Any], model_sampling: Any
+) -> tuple[str, Output, tuple[Step, ...]]:
+    if solver == "euler_ancestral":
+        return solver, "derivative", ancestral_steps(path, schedule, **options)
+    function = find_solver(solver)
+    coefficients = read_coefficients(function, schedule, model_sampling=model_sampling, options=options)
+    return coefficients.name, *linear_steps(coefficients)
+
+
+def _rule(path: Path, steps: tuple[Step, ...]) -> Rule:
+    own = all({call for call, _ in step.mix.terms} <= {stage.call for stage in step.stages} for step in steps)
+    return {"ve": "paper", "flow": "marginal"}[path] if own else "accumulated"
+
+
+def _equation(rule: Rule, path: Path, steps: tuple[Step, ...]) -> str:
+    if rule == "accumulated":
+        return "Eq. 36 accumulated"
+    if rule == "paper" and all(_is_euler(step) for step in steps):
+        return "Eq. 22" if path == "ve" else "Eq. 27"
+    return "Eq. 37"
+
+
+def _is_euler(step: Step) -> bool:
+    """linear_steps writes a one-term method with derivatives. A step of no length has no term."""
+    length = step.sigma_end - step.sigma
+    weights = [weight for call, weight in step.mix.terms if call == step.stages[0].call]
+    one_term = len(weights) == len(step.mix.terms) and len(step.stages) == 1 and step.mix.carry == 1.0
+    return one_term and math.isclose(sum(weights), length, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def _gains(equation: str, output: Output, steps: tuple[Step, ...], path: Path, variances: Tensor) -> Tensor:
+    """(steps, C), before strength and cap."""
+    if equation in ("Eq. 22", "Eq. 27"):
+        gains = [euler_gain(step.sigma, step.sigma_end, variances[step.stages[0].call]) for step in steps]
+    elif equation == "Eq. 37":
+        gains = [_quadrature(output, steps, step, path, variances) for step in steps]
+    else:
+        alphas = [_alpha(path, stage.sigma) for step in steps for stage in step.stages]
+        ends = [_alpha(path, step.sigma_end) or 1.0 for step in steps]  # at alpha 0 the gain is 0 whatever this gives
+        held = accumulated_variance(steps, output, alphas, ends, variances)
+        added = torch.cat([held[:1], held.diff(dim=0)])
+        bars = [(_sigma_bar(path, step.sigma), _sigma_bar(path, step.sigma_end)) for step in steps]
+        gains = [gain_from_variance(row, *bar).clamp(min=0.0) for row, bar in zip(added, bars, strict=True)]
+    return torch.stack(gains)
+
+
+def _quadrature(output: Output, steps: tuple[Step, ...], step: Step, path: Path, variances: Tensor) -> Tensor:
+    alpha_end = _alpha(path, step.sigma_end) or 1.0  # at 0 sigma_bar is inf, and the gain 0
+    levels = {stage.call: stage.sigma for other in steps for stage in other.stages}
+    per_error = {call: 1.0 if output == "derivative" else levels[call] for call, _ in step.mix.terms}
+    weights = [weight * per_error[call] / alpha_end for call, weight in step.mix.terms]
+    of_terms = variances[[call for call, _ in step.mix.terms]]
+    return quadrature_gain(weights, of_terms, _sigma_bar(path, step.sigma), _sigma_bar(path, step.sigma_end))
+
+
+def _alpha(path: Path, sigma: float) -> float:
+    return 1.0 - sigma if path == "flow" else 1.0
+
+
+def _sigma_bar(path: Path, sigma: float) -> float:
+    alpha = _alpha(path, sigma)
+    return sigma / alpha if alpha > 0.0 else math.inf
+
+
+def _pull(path: Path, step: Step) -> float:
+    alpha = _alpha(path, step.sigma)
+    return _alpha(path, step.sigma_end) / alpha if alpha > 0.0 else 0.0
+
+
+def _table(name: str, levels: Sequence[float], of_sigma: Callable[[float], Tensor | float]) -> Tensor:
+    rows = [as_variance(name, of_sigma(level)).flatten() for level in levels]
+    return _stack(name, rows)
+
+
+def _stack(name: str, rows: list[Tensor]) -> Tensor:
+    if len({row.shape for row in rows}) != 1:
+        shapes = sorted({len(row) for row in rows})
+        raise ValueError(f"make_plan: {name} has {shapes} channels, depending on sigma; give the same number for all.")
+    return torch.stack(rows)
+
+
+def _bias_terms(levels: Sequence[float], bias: Bias, spread: Tensor | None) -> BiasTerms:
+    slopes, offsets = [], []
+    for level in levels:
+        slope, mean, mean_error = (doubles(value).flatten() for value in bias(level))
+        offset = mean_error - slope * mean
+        if not (offset.isfinite().all() and slope.isfinite().all()):
+            raise ValueError(f"make_plan: bias at sigma {level} is not finite; calibrate again.")
+        slopes.append(slope)
+        offsets.append(offset)
+    return BiasTerms(_stack("bias", slopes), _stack("bias", offsets), spread)
