@@ -29,6 +29,7 @@ from ._observe import Observer, Watch
 logger = logging.getLogger(__name__)
 
 KEY = "gimbal"
+SAMPLER_KEY = "gimbal.sampler"
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,31 @@ def add_stage(model: Any, stage: Stage) -> Any:
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     if isinstance(stage, GuidanceStage):
         patched.set_model_sampler_pre_cfg_function(_pre_cfg(stage))
+    return patched
+
+
+class _Exchange:
+    """OUTER_SAMPLE wrapper: another sampler in the place of the one that was chosen."""
+
+    def __init__(self, exchange: Callable[[Any], Any]):
+        self.exchange = exchange
+
+    def __call__(
+        self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        return executor(noise, latent, self.exchange(sampler), *args, **kwargs)
+
+
+def exchange_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> Any:
+    """A clone of the model patcher whose runs use exchange(sampler) instead of their sampler.
+
+    Raises:
+        ValueError: the model's sampler is exchanged already.
+    """
+    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
+        raise ValueError(f"{node}: this model carries a corrected sampler already; remove one of the two nodes.")
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY, _Exchange(exchange))
     return patched
 
 

@@ -352,3 +352,26 @@ def _randomise(network: nn.Module) -> None:
             value.copy_(1 + normal(0.05)(value))
         else:
             value.copy_(normal(0.2)(value))
+
+
+def statistics(model: Any, spread: float = 0.45, **changes: Any) -> Any:
+    """Q-Drift statistics of an error of this spread, different in each channel; `changes` to its provenance."""
+    from gimbal.calibration.moments import JointMoments
+    from gimbal.calibration.provenance import Provenance
+    from gimbal.calibration.statistics import QDriftStatistics
+    from gimbal.nodes._model_kind import latent_format, path_of
+
+    channels = model.model.latent_format.latent_channels
+    generator = torch.Generator().manual_seed(0)
+    sigmas, path = [10.0, 1.0, 0.1], path_of("test", model)
+    sigmas = sigmas if path == "ve" else [1.0, 0.5, 0.1]
+    runs = []
+    for _ in sigmas:
+        moments = JointMoments(channels)
+        eps_hat = torch.randn(1, channels, 16, 16, generator=generator)
+        spreads = spread * torch.linspace(0.7, 1.3, channels).view(1, -1, 1, 1)
+        moments.update(eps_hat, 0.1 * eps_hat + spreads * torch.randn(eps_hat.shape, generator=generator))
+        runs.append(moments)
+    about = {"path": path, "latent_channels": channels, "latent_format": latent_format(model)}
+    about |= {"cfg": 3.0, "steps": 3, "runs": 1, "seeds": (0,)}
+    return QDriftStatistics.from_runs(sigmas, [runs], Provenance(**{**about, **changes}))

@@ -1,0 +1,313 @@
+"""The Q-Drift nodes in ComfyUI's sampling: what they compute, what they leave alone, what they say."""
+
+import logging
+import sys
+
+import pytest
+import torch
+
+OPTIONS = {
+    "strength": 1.0,
+    "channels": "channel",
+    "rule": "auto",
+    "variance": "conditional",
+    "bias": "off",
+    "unsupported": "stop with an error",
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+}
+DETERMINISTIC = ["euler", "ddim", "dpmpp_2m", "deis", "ipndm", "ipndm_v", "lms", "res_multistep"]
+DETERMINISTIC += ["gradient_estimation", "heun", "dpm_2"]
+
+
+@pytest.fixture
+def statistics(tiny):
+    return sys.modules["tiny_models"].statistics
+
+
+@pytest.fixture
+def drift(comfy):
+    from gimbal.nodes.qdrift import GimbalQDrift
+
+    return lambda model, stats, **changes: GimbalQDrift.execute(model, stats, **{**OPTIONS, **changes}).args[0]
+
+
+def with_sampler(model, function):
+    """The model with a sampler function of the test's own under whatever sampler is chosen."""
+    import comfy.samplers
+    from comfy.patcher_extension import WrappersMP
+
+    def outer(executor, noise, latent, sampler, *args, **kwargs):
+        own = comfy.samplers.KSAMPLER(function, {}, dict(sampler.inpaint_options))
+        return executor(noise, latent, own, *args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "test", outer)
+    return patched
+
+
+def euler_by_hand(gain_at, marginal=False):
+    """Eq. 23, or its like in y = x / (1 - sigma): x and denoised alone, one step after the other."""
+
+    def function(model, x, sigmas, extra_args, callback, disable):
+        for i in range(len(sigmas) - 1):
+            start, end = float(sigmas[i]), float(sigmas[i + 1])
+            denoised = model(x, x.new_full((len(x),), start), **extra_args)
+            c = gain_at(start, end).to(x).view(1, -1, *[1] * (x.ndim - 2))
+            if not marginal:
+                x = x + (end - start) * (1 + c) * (x - denoised) / start
+            elif start < 1:
+                noise = (x - (1 - start) * denoised) / start
+                y = x / (1 - start) + (end / (1 - end) - start / (1 - start)) * (1 + c) * noise
+                x = (1 - end) * y
+            else:
+                x = x + (end - start) * (x - denoised)
+        return x
+
+    return function
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd15_v"])
+def test_euler_is_eq_23(tiny, drift, statistics, family):
+    model = tiny.model(family)
+    stats = statistics(model)
+    by_hand = euler_by_hand(lambda start, end: (start - end) / (2 * start) * stats.variance(start))
+    expected = tiny.sample(with_sampler(model, by_hand), family, steps=6)
+    result = tiny.sample(drift(model, stats), family, steps=6)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    plain = tiny.sample(model, family, steps=6)
+    assert (result - plain).abs().max() > 1e-2 * plain.abs().max()
+
+
+@pytest.mark.parametrize("family", ["sd3", "wan"])
+def test_flow_euler_lengthens_the_noise_not_the_velocity(tiny, drift, statistics, family):
+    model = tiny.model(family)
+    stats = statistics(model)
+
+    def gain(start, end):
+        if start == 1.0:
+            return torch.zeros(1)
+        bars = [s / (1 - s) for s in (start, end)]
+        weight = bars[0] - bars[1]
+        return weight**2 * (1 - start) ** 2 * stats.variance(start) / abs(bars[0] ** 2 - bars[1] ** 2)
+
+    expected = tiny.sample(with_sampler(model, euler_by_hand(gain, marginal=True)), family, steps=6)
+    result = tiny.sample(drift(model, stats), family, steps=6)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_papers_flow_rule_is_eq_27(tiny, drift, statistics):
+    model = tiny.model("sd3")
+    stats = statistics(model)
+    by_hand = euler_by_hand(lambda start, end: (start - end) / (2 * start) * stats.variance(start))
+    expected = tiny.sample(with_sampler(model, by_hand), "sd3", steps=6)
+    torch.testing.assert_close(
+        tiny.sample(drift(model, stats, rule="paper"), "sd3", steps=6), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd3"])
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
+def test_without_error_every_sampler_is_itself(tiny, drift, statistics, family, sampler):
+    model = tiny.model(family)
+    plain = tiny.sample(model, family, steps=6, sampler=sampler)
+    result = tiny.sample(drift(model, statistics(model, spread=0.0)), family, steps=6, sampler=sampler)
+    assert (result - plain).norm() <= 1e-5 * plain.norm()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral"])
+def test_the_sampler_node_gives_the_same(tiny, comfy, drift, statistics, sampler):
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    from gimbal.nodes.qdrift import GimbalQDriftSampler
+
+    model = tiny.model("sd15")
+    stats = statistics(model)
+    latent = tiny.latent("sd15")
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 5)
+    expected = tiny.sample(drift(model, stats), "sd15", steps=5, sampler=sampler, seed=4)
+    made = GimbalQDriftSampler.execute(stats, sampler, **OPTIONS).args[0]
+    run = getattr(SamplerCustom, "execute", None) or SamplerCustom().sample
+    result = run(model, True, 4, 3.0, *tiny.conditioning("sd15"), made, sigmas, {"samples": latent})
+    output = (result.args if hasattr(result, "args") else result)[0]["samples"]
+    torch.testing.assert_close(output, expected)
+    neutral = GimbalQDriftSampler.execute(stats, sampler, **{**OPTIONS, "strength": 0.0}).args[0]
+    assert neutral.sampler_function is comfy.samplers.sampler_object(sampler).sampler_function
+
+
+def test_it_says_what_it_did_once(tiny, drift, statistics, caplog):
+    caplog.set_level(logging.INFO)
+    model = tiny.model("sd15")
+    tiny.sample(drift(model, statistics(model)), "sd15", sampler="dpmpp_2m", steps=5)
+    (said,) = (line for line in caplog.messages if line.startswith("Q-Drift"))
+    assert "dpmpp_2m, path ve" in said and "5 steps, c " in said
+
+
+@pytest.mark.parametrize("sampler", ["uni_pc", "dpm_adaptive", "dpmpp_2m_sde", "lcm"])
+def test_samplers_without_a_corrected_form(tiny, drift, statistics, caplog, sampler):
+    model = tiny.model("sd15")
+    stats = statistics(model)
+    with pytest.raises(ValueError, match=r"Q-Drift: .*Choose another sampler .* or set 'unsupported' to"):
+        tiny.sample(drift(model, stats), "sd15", sampler=sampler)
+    caplog.set_level(logging.INFO)
+    result = tiny.sample(drift(model, stats, unsupported="correct each call"), "sd15", sampler=sampler)
+    assert "each call by itself" in caplog.text
+    plain = tiny.sample(model, "sd15", sampler=sampler)
+    assert result.isfinite().all() and (result - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
+@pytest.mark.parametrize(("family", "rule"), [("sd15", "auto"), ("sd3", "auto"), ("sd3", "paper"), ("wan", "auto")])
+def test_a_call_corrected_by_itself_is_an_euler_step(tiny, comfy, drift, statistics, family, rule):
+    """Under Euler itself both ways must agree to the first order that one of them has."""
+    from gimbal.nodes import qdrift
+
+    model = tiny.model(family)
+    stats = statistics(model, spread=0.05)
+
+    def per_call(wrapped, x, sigmas, extra_args, callback, disable):
+        options = {name: value for name, value in OPTIONS.items() if "percent" not in name}
+        correction = qdrift.Correction("test", stats, window=qdrift.Window(), **{**options, "rule": rule})
+        guider = wrapped.inner_model
+        path = correction.check_model(guider.model_patcher, x, packed=False)
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        one = qdrift._PerCall(wrapped, correction, path, sigmas, sampling)
+        return comfy.k_diffusion.sampling.sample_euler(one, x, sigmas, extra_args, callback, disable)
+
+    exact = tiny.sample(drift(model, stats, rule=rule), family, steps=6)
+    single = tiny.sample(with_sampler(model, per_call), family, steps=6)
+    plain = tiny.sample(model, family, steps=6)
+    assert (single - exact).norm() < 0.6 * (plain - exact).norm()
+    if rule == "paper" or family == "sd15":
+        assert (single - exact).norm() < 1e-3 * (plain - exact).norm()
+
+
+def test_statistics_of_another_model_are_refused(tiny, drift, statistics):
+    for family, other, what in (
+        ("sd3", "sd15", "path ve, this one has flow"),
+        ("sd3", "hunyuan_image", "number of latent channels 64, this one has 16"),
+        ("flux", "sd3", "latent format SD3, this one has Flux"),
+    ):
+        with pytest.raises(ValueError, match=f"Q-Drift: the statistics are of another model: {what}; load"):
+            tiny.sample(drift(tiny.model(family), statistics(tiny.model(other))), family)
+
+
+def test_other_settings_than_the_calibrations_are_said_once(tiny, drift, statistics, caplog):
+    model = tiny.model("sd15")
+    stats = statistics(model, cfg=5.0, solver="dpmpp_2m")
+    tiny.sample(drift(model, stats), "sd15", cfg=3.0, sampler="euler")
+    said = [line for line in caplog.messages if "not as calibrated" in line]
+    assert said == [
+        "Q-Drift: not as calibrated: cfg 3 instead of 5, sampler euler instead of dpmpp_2m. "
+        "The statistics may fit less well."
+    ]
+    caplog.clear()
+    tiny.sample(drift(model, statistics(model, cfg=3.0, solver="euler")), "sd15", cfg=3.0, sampler="euler")
+    assert not [line for line in caplog.messages if "Q-Drift" in line]
+
+
+def test_two_corrections_are_refused(tiny, comfy, drift, statistics):
+    from gimbal.nodes.qdrift import GimbalQDriftSampler
+
+    model = tiny.model("sd15")
+    stats = statistics(model)
+    patched = drift(model, stats)
+    with pytest.raises(ValueError, match="carries a corrected sampler already; remove one"):
+        drift(patched, stats)
+    sampler = GimbalQDriftSampler.execute(stats, "euler", **OPTIONS).args[0]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 3)
+    latent = tiny.latent("sd15")
+    with pytest.raises(ValueError, match="corrected already; use the Q-Drift model or the Q-Drift sampler"):
+        comfy.sample.sample_custom(
+            patched, latent, 3.0, sampler, sigmas, *tiny.conditioning("sd15"), latent, disable_pbar=True
+        )
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd3"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_inpainting_keeps_the_kept_region(tiny, drift, statistics, family, sampler):
+    model = tiny.model(family)
+    latent = torch.randn(tiny.latent(family).shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1.0
+    options = {"latent": latent, "noise_mask": mask, "denoise": 0.7, "sampler": sampler, "steps": 5}
+    plain = tiny.sample(model, family, **options)
+    result = tiny.sample(drift(model, statistics(model)), family, **options)
+    # Euler's last step rounds, ComfyUI's own as well: (x - denoised) / sigma * sigma.
+    torch.testing.assert_close(result[..., :8], plain[..., :8], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result[..., :8], latent[..., :8], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(result[..., 8:], plain[..., 8:], atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+def test_partial_schedules_and_callbacks_are_comfyuis(tiny, drift, statistics, sampler):
+    model = tiny.model("sd15")
+    for options in (
+        {"start_step": 2, "last_step": 5},
+        {"denoise": 0.5},
+        {"start_step": 3, "force_full_denoise": True},
+    ):
+        seen = {}
+        for name, patched in (("plain", model), ("ours", drift(model, statistics(model, spread=0.0)))):
+            calls = []
+            tiny.sample(
+                patched,
+                "sd15",
+                steps=6,
+                sampler=sampler,
+                callback=lambda step, denoised, x, total, calls=calls: calls.append((step, denoised, x, total)),
+                **options,
+            )
+            seen[name] = calls
+        assert [c[0::3] for c in seen["ours"]] == [c[0::3] for c in seen["plain"]]
+        for ours, plain in zip(seen["ours"], seen["plain"], strict=True):
+            torch.testing.assert_close(ours[1], plain[1], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(ours[2], plain[2], rtol=1e-3, atol=1e-3)
+
+
+def test_window_chooses_the_steps(tiny, drift, statistics):
+    model = tiny.model("sd15")
+    stats = statistics(model)
+    whole = tiny.sample(drift(model, stats), "sd15", steps=6)
+    plain = tiny.sample(model, "sd15", steps=6)
+    late = tiny.sample(drift(model, stats, start_percent=0.5), "sd15", steps=6)
+    never = tiny.sample(drift(model, stats, start_percent=0.9995), "sd15", steps=6)
+    assert (never - plain).norm() <= 1e-5 * plain.norm()
+    assert 0 < (late - plain).norm() < (whole - plain).norm()
+
+
+def test_it_works_beside_the_stages(tiny, denoised_seen, drift, statistics):
+    """Clamps change what the sampler sees; the correction acts on that."""
+    from gimbal.nodes.micrograin import GimbalMicrograin
+
+    options = {"form": "hard", "q_low": 0.1, "q_high": 0.9, "strength": 1.0, "knee": 0.8, "alpha": 2.0}
+    model = tiny.model("sd3")
+    stats = statistics(model)
+
+    def clamp(m):
+        return GimbalMicrograin.execute(m, start_percent=0.0, end_percent=1.0, **options).args[0]
+
+    one, other = denoised_seen(drift(clamp(model), stats)), denoised_seen(clamp(drift(model, stats)))
+    assert all(map(torch.equal, one, other))
+    assert torch.equal(one[0], denoised_seen(clamp(model))[0])
+
+
+def test_bias_takes_off_what_the_statistics_expect(tiny, drift, statistics):
+    """Deterministic: known by hand for Euler. Stochastic: of the seed, and not the same."""
+    model = tiny.model("sd15")
+    stats = statistics(model, spread=1e-4)  # slope 0.1, next to no variance
+
+    def by_hand(wrapped, x, sigmas, extra_args, callback, disable):
+        for i in range(len(sigmas) - 1):
+            start, end = float(sigmas[i]), float(sigmas[i + 1])
+            denoised = wrapped(x, x.new_full((len(x),), start), **extra_args)
+            eps = (x - denoised) / start
+            slope, intercept = (f(start).view(1, -1, 1, 1) for f in (stats.slope, stats.intercept))
+            x = x + (end - start) * (eps - slope * eps - intercept)
+        return x
+
+    expected = tiny.sample(with_sampler(model, by_hand), "sd15", steps=4)
+    result = tiny.sample(drift(model, stats, bias="deterministic"), "sd15", steps=4)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    noisy = drift(model, statistics(model), bias="stochastic")
+    first, again, other = (tiny.sample(noisy, "sd15", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
