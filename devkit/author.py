@@ -34,8 +34,8 @@ class Workflow:
         self.links: list[list] = []
         self.groups: list[dict] = []
 
-    def node(self, kind: str, *, title: str = "", size: tuple[int, int] = (WIDTH, 0), **inputs: object) -> Node:
-        """A node; height 0 is as high as its rows. An input is a widget's value or another node's output, `node[slot]`. What is left out gets its default.
+    def node(self, kind: str, *, caption: str = "", size: tuple[int, int] = (WIDTH, 0), **inputs: object) -> Node:
+        """A node; caption instead of its name; height 0 is as high as its rows. An input is a widget's value or another node's output, `node[slot]`. What is left out gets its default.
 
         ValueError: the node has no such input, or an input without a default is missing.
         """
@@ -79,8 +79,8 @@ class Workflow:
             "properties": {"Node name for S&R": kind},
             "widgets_values": values,
         }
-        if title:
-            made.saved["title"] = title
+        if caption:
+            made.saved["title"] = caption
         self.nodes.append(made)
         return made
 

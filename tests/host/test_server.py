@@ -100,13 +100,21 @@ def test_nodes_are_registered_and_explain_themselves(ours):
         "GimbalConfidencePreview",
         "GimbalSAMG",
         "GimbalGuidancePreview",
+        "GimbalQDrift",
+        "GimbalQDriftCalibrate",
+        "GimbalQDriftCalibrateFrom",
+        "GimbalQDriftLoad",
+        "GimbalQDriftMerge",
+        "GimbalQDriftRecord",
+        "GimbalQDriftReport",
+        "GimbalQDriftSampler",
     }
     for name, entry in ours.items():
         assert entry["description"] and entry["category"].startswith("gimbal/"), name
-        for group in entry["input"].values():
-            for label, (kind, *rest) in group.items():
-                if kind not in ("MODEL", "LATENT"):
-                    assert rest[0].get("tooltip"), f"{name}.{label} has no tooltip"
+        inputs = {**entry["input"].get("required", {}), **entry["input"].get("optional", {})}
+        for label, (kind, *rest) in inputs.items():
+            if kind not in ("MODEL", "LATENT"):
+                assert rest and rest[0].get("tooltip"), f"{name}.{label} has no tooltip"
 
 
 def test_start_up_is_quiet(server):
@@ -126,6 +134,17 @@ def test_demo_workflow_makes_its_contact_sheet(run, demo, artefacts):
     plain, *stabilised = (sheet[BANDS_TOP + i * band :][: band - BAND_GAP, -1320:].astype(float) for i in range(4))
     for other in stabilised:
         assert 0.1 < np.abs(other - plain).mean() < 20
+
+
+def test_demo_of_two_passes(run, server, artefacts):
+    from devkit import graph
+
+    saved = json.loads((DEMO.parent / "multipass.json").read_text(encoding="utf-8"))
+    (sheet,), _ = run(graph.to_api(saved, server.get("/object_info")))
+    Image.fromarray(sheet).save(artefacts / "demo_multipass.png")
+    band = (sheet.shape[0] - BANDS_TOP + BAND_GAP - MARGIN) // 2
+    plain, stabilised = (sheet[BANDS_TOP + i * band :][: band - BAND_GAP, -900:].astype(float) for i in range(2))
+    assert 0.1 < np.abs(stabilised - plain).mean() < 40
 
 
 def test_changing_only_the_seed_and_back(run):

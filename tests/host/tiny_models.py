@@ -273,6 +273,10 @@ class Tiny:
             **options,
         )
 
+    def twin(self, family: str, weights: torch.dtype) -> Any:
+        """The same network with its weights rounded to another type, as the loader's weight_dtype does."""
+        return _patcher(_build(FAMILIES[family], weights))
+
     def _load(self, family: str) -> Any:
         if family == V_PREDICTION:
             from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
@@ -280,22 +284,26 @@ class Tiny:
             return ModelSamplingDiscrete().patch(self.model("sd15"), "v_prediction", False)[0]
         chosen = FAMILIES[family]
         if not chosen.from_file:
-            patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-            return patcher(
-                _build(chosen),
-                load_device=comfy.model_management.get_torch_device(),
-                offload_device=comfy.model_management.unet_offload_device(),
-            )
+            return _patcher(_build(chosen))
         path = self.folder / f"{family}.safetensors"
         weights = _build(chosen).diffusion_model.state_dict()
         save_file({name: value.contiguous().clone() for name, value in weights.items()}, path)
         return comfy.sd.load_diffusion_model(str(path))
 
 
-def _build(family: Family) -> Any:
+def _patcher(model: Any) -> Any:
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def _build(family: Family, weights: torch.dtype = torch.float32) -> Any:
     config = _fit(family.model, family.config)
     model_config = getattr(comfy.supported_models, family.model)(config)
-    model_config.set_inference_dtype(torch.float32, None)
+    model_config.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
     model = model_config.get_model({}, "")
     _randomise(model.diffusion_model)
     return model

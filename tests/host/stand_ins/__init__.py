@@ -60,17 +60,19 @@ class StandIn:
         kinds = {"model": io.Model, "clip": io.Clip, "vae": io.Vae}
         return io.Schema(
             node_id=cls.__name__,
-            inputs=[io.String.Input("family")],
+            inputs=[io.String.Input("family"), io.String.Input("weights", default="float32")],
             outputs=[kinds[name].Output() for name in cls.OUTPUTS],
         )
 
     @classmethod
-    def execute(cls, family: str) -> io.NodeOutput:
+    def execute(cls, family: str, weights: str) -> io.NodeOutput:
         from . import tiny_models
 
-        chosen = tiny_models.FAMILIES[family]
+        chosen, models = tiny_models.FAMILIES[family], tiny_models.Tiny(Path(tempfile.mkdtemp()))
         made = {
-            "model": lambda: tiny_models.Tiny(Path(tempfile.mkdtemp())).model(family),
+            "model": lambda: (
+                models.model(family) if weights == "float32" else models.twin(family, getattr(torch, weights))
+            ),
             "clip": lambda: Clip(chosen),
             "vae": Vae,
         }
