@@ -17,7 +17,7 @@ from ..core.plan import Plan, make_plan
 from ..core.qdrift import euler_gain
 from ..core.schedule import step_index
 from ..core.solvers import run
-from . import _inputs
+from . import _inputs, _origin
 from ._model_kind import latent_format, path_of
 from ._run import Window, exchange_sampler
 
@@ -85,16 +85,21 @@ class Correction:
                 )
         return path
 
-    def say_differences(self, cfg: float | None, sampler: str, x: Tensor) -> None:
-        """One warning for all that differs from the calibration and may matter."""
-        about = self.stats.provenance
-        found = []
-        if cfg is not None and abs(cfg - about.cfg) > 1e-6:
+    def say_differences(self, guider: Any, sampler: str) -> None:
+        """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
+        about, found = self.stats.provenance, []
+        cfg = getattr(guider, "cfg", about.cfg)
+        if abs(cfg - about.cfg) > 1e-6:
             found.append(f"cfg {cfg:g} instead of {about.cfg:g}")
-        if about.solver and sampler != about.solver:
-            found.append(f"sampler {sampler} instead of {about.solver}")
+        for what, ours, theirs in (
+            ("sampler", sampler, about.solver.replace("ddim", "euler")),  # one function under two names
+            ("device", _origin.environment()["device"], about.device),
+            ("weights", _origin.quantization(guider.model_patcher), about.quantization),
+        ):
+            if theirs and ours != theirs:
+                found.append(f"{what} {ours} instead of {theirs}")
         if found:
-            logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, ", ".join(found))
+            logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, "; ".join(found))
 
     def variance_at(self, model_sampling: Any) -> Any:
         def variance(sigma: float) -> Tensor:
@@ -132,7 +137,7 @@ class Corrected:
         guider = model.inner_model
         name = self.__name__.removeprefix("sample_").removesuffix("_function").removesuffix("_RF")
         path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
-        ours.say_differences(getattr(guider, "cfg", None), name, x)
+        ours.say_differences(guider, name)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         ancestral = self.plain in ANCESTRAL and "noise_sampler" not in options
         try:

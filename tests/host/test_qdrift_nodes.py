@@ -193,15 +193,21 @@ def test_statistics_of_another_model_are_refused(tiny, drift, statistics):
 
 def test_other_settings_than_the_calibrations_are_said_once(tiny, drift, statistics, caplog):
     model = tiny.model("sd15")
-    stats = statistics(model, cfg=5.0, solver="dpmpp_2m")
-    tiny.sample(drift(model, stats), "sd15", cfg=3.0, sampler="euler")
+    from gimbal.nodes._origin import quantization
+
+    weights = quantization(model)
+    assert weights.startswith("float32 100 % in ")
+    other = {"solver": "dpmpp_2m", "device": "cuda:0 Some GPU", "quantization": "GGUF Q4_0 99 % in 90 tensors"}
+    tiny.sample(drift(model, statistics(model, cfg=5.0, **other)), "sd15", cfg=3.0, sampler="euler")
     said = [line for line in caplog.messages if "not as calibrated" in line]
     assert said == [
-        "Q-Drift: not as calibrated: cfg 3 instead of 5, sampler euler instead of dpmpp_2m. "
+        "Q-Drift: not as calibrated: cfg 3 instead of 5; sampler euler instead of dpmpp_2m; "
+        f"device cpu instead of cuda:0 Some GPU; weights {weights} instead of GGUF Q4_0 99 % in 90 tensors. "
         "The statistics may fit less well."
     ]
     caplog.clear()
-    tiny.sample(drift(model, statistics(model, cfg=3.0, solver="euler")), "sd15", cfg=3.0, sampler="euler")
+    same = {"solver": "euler", "device": "cpu", "quantization": weights}
+    tiny.sample(drift(model, statistics(model, cfg=3.0, **same)), "sd15", cfg=3.0, sampler="euler")
     assert not [line for line in caplog.messages if "Q-Drift" in line]
 
 
