@@ -2,15 +2,15 @@
 
     python benchmarks/aqclip.py
 
-Both run in turn, so that what else the machine does hits both; times are medians. On a busy machine, --threads 1 is
-the fairer comparison: ours is the shorter work in more pieces, and threads meet after each. Peak memory is what a
-process of its own holds at most beyond what it held before the call, result included (Linux). About a minute.
+Both run in turn, so that what else the machine does hits both, each after a run of its own; times are medians. On a
+busy machine OMP_WAIT_POLICY=passive or --threads 1 is the fairer comparison: ours is the shorter work in more pieces,
+threads meet after each, and one that spins while it waits loses whole time slices to whatever else runs. Peak memory is
+what a process of its own holds at most beyond what it held before the call, result included (Linux). About a minute.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -63,14 +63,19 @@ CONTESTANTS: dict[str, Callable[[Tensor, str], Tensor]] = {"unfold/fold": unfold
 
 def print_times(latent: str, form: str, repetitions: int) -> None:
     """Print the median milliseconds of each contestant, and the largest difference between their results."""
+    # Until a block this large has been freed, glibc asks the system for every large block anew, as it does not in a
+    # process that has run a model; then page faults would be timed.
+    torch.ones(7 << 20)
     x = torch.randn(LATENTS[latent], generator=torch.Generator().manual_seed(0))
     difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()  # the warm-up, too
     taken = {name: [] for name in CONTESTANTS}
     for _ in range(repetitions):
         for name, run in CONTESTANTS.items():
+            run(x, form)  # or returning the other's memory to the system would be timed
             start = time.perf_counter()
-            run(x, form)
+            result = run(x, form)
             taken[name].append(1e3 * (time.perf_counter() - start))
+            del result
     print(*(median(values) for values in taken.values()), difference)
 
 
@@ -91,10 +96,8 @@ def held(what: str) -> int:
 
 def measure(*arguments: object) -> list[float]:
     """What a process of its own prints when called with these arguments."""
-    # Threads that spin while they wait lose whole time slices to whatever else runs; sleeping ones lose little.
-    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
     command = [sys.executable, __file__, *map(str, arguments)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [float(number) for number in output.split()]
 
 

@@ -164,72 +164,76 @@ def _widening(mean: Tensor, variance: Tensor, certainty: Tensor, k_min: float, k
     return torch.stack((mean - width, mean + width))
 
 
-def _tanh_tables(low: Tensor, high: Tensor, varies: Tensor, alpha: float) -> Tensor:
-    """What _tanh needs to know of each tile, (5, B, F, rows + 1, columns + 1).
+def _tanh_tables(low: Tensor, high: Tensor, varies: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """What _tanh needs to know of each tile, (3, B, F, rows + 1, columns + 1), and of the sum over tiles, (3, ...).
 
     The last row and column stand for "no tile": like a tile of one value, they must add nothing.
     """
     middle, half = (low + high) / 2, (high - low) / 2
     slope = 2.0 * alpha / (half + EPSILON)  # tanh(z) = 2 sigmoid(2 z) - 1, and sigmoid is several times faster
-    tables = torch.stack((slope, -middle * slope, 2.0 * half, middle - half, torch.ones_like(middle)))
-    return F.pad(tables * varies, (0, 1, 0, 1))
+    tables = torch.stack((slope, -middle * slope, 2.0 * half)) * varies
+    sums = torch.stack((torch.ones_like(middle), (middle - half) * varies, 1.0 - varies.float()))
+    return F.pad(tables, (0, 1, 0, 1)), F.pad(sums, (0, 1, 0, 1))
 
 
-def _smooth_tables(low: Tensor, high: Tensor, varies: Tensor, knee: float) -> Tensor:
-    """What _smooth needs to know of each tile, (3, B, F, rows + 1, columns + 1); the last ones as in _tanh_tables."""
+def _smooth_tables(low: Tensor, high: Tensor, varies: Tensor, knee: float) -> tuple[Tensor, Tensor]:
+    """What _smooth needs to know of each tile, as in _tanh_tables, and of the sum over tiles, (1, ...)."""
     middle, half = (low + high) / 2, (high - low) / 2
     room = ((1.0 - knee) * half).clamp(min=torch.finfo(torch.float32).tiny)
     columns = ((middle - knee * half, -math.inf), (middle + knee * half, math.inf), (room, 1.0))
-    return torch.stack([F.pad(t.masked_fill(~varies, idle), (0, 1, 0, 1), value=idle) for t, idle in columns])
+    tables = [F.pad(t.masked_fill(~varies, idle), (0, 1, 0, 1), value=idle) for t, idle in columns]
+    return torch.stack(tables), F.pad(torch.ones_like(middle), (0, 1, 0, 1)).unsqueeze(0)
 
 
-def _clip_blocks(x: Tensor, result: Tensor, grid: Grid, tables: Tensor, clip: _Clip) -> None:
+def _clip_blocks(x: Tensor, result: Tensor, grid: Grid, tables: tuple[Tensor, Tensor], clip: _Clip) -> None:
     """Overlap-add (Alg. 1): write the mean over the tiles at each position of the tiles' clipped values to result."""
-    bands, heights = grid.rows.covers(x.device)
-    columns, widths = grid.columns.covers(x.device)
-    positions = grid.columns.heights(x.device)
-    columns, widths = (t.repeat_interleave(positions, dim=-1, output_size=x.shape[-1]) for t in (columns, widths))
+    bands, columns = (axis.covers(x.device) for axis in grid)  # (depth, bands)
+    each, sums = (t.index_select(4, columns.flatten()).unflatten(4, columns.shape) for t in tables)
+    each = each.repeat_interleave(grid.columns.unit, dim=-1)  # (n, B, F, rows + 1, depth, W)
+    sums = sums.sum(4).index_select(3, bands.flatten()).unflatten(3, bands.shape).sum(3)  # (n, B, F, bands, bands)
+    share = 1.0 / sums[:1]
+    sums = torch.cat((share, sums[1:] / sums[:1])).repeat_interleave(grid.columns.unit, dim=-1)  # (n, B, F, bands, W)
     for block in blocks(x, grid.rows):
-        count = (heights[block.bands, None] * widths).unsqueeze(1)  # (bands, 1, W) tiles at each position
-        own = tables[:, block.batch, block.frames]
-        layers = _layers(own, bands[:, block.bands], columns)
+        layers = _layers(each[:, block.batch, block.frames], bands[:, block.bands])
+        means = _against_x(sums[:, block.batch, block.frames, block.bands])
         part, target = block.of(x).float(), block.of(result)
         total = target if target.dtype == torch.float32 else torch.empty_like(part)
-        clip(part, layers, count, total)
+        clip(part, layers, means, total)
         if total is not target:
             target.copy_(total)
 
 
-def _layers(tables: Tensor, bands: Tensor, columns: Tensor) -> Iterator[Tensor]:
-    """Per layer of tiles that do not overlap: the tables spread to (n, b, f, 1, bands, 1, W), ready to broadcast."""
+def _layers(tables: Tensor, bands: Tensor) -> Iterator[Tensor]:
+    """Per layer of tiles that do not overlap, the tables (n, b, f, rows + 1, depth, W) at each band: see _against_x."""
     for band in bands:
-        rows = tables.index_select(3, band)
-        for column in columns:
-            yield rows.index_select(4, column).unsqueeze(3).unsqueeze(5)
+        yield from map(_against_x, tables.index_select(3, band).unbind(4))
 
 
-def _tanh(x: Tensor, layers: Iterator[Tensor], count: Tensor, total: Tensor) -> None:
+def _against_x(tables: Tensor) -> Tensor:
+    """(n, b, f, bands, W) -> (n, b, f, 1, bands, 1, W), ready to broadcast against a block of x."""
+    return tables.unsqueeze(3).unsqueeze(5)
+
+
+def _tanh(x: Tensor, layers: Iterator[Tensor], means: Tensor, total: Tensor) -> None:
     """Alg. 1 lines 7-8 on a block (b, f, C, bands, height, W), written to total."""
+    share, floor, kept = means  # kept: share of tiles of one value, where x stays
     part = torch.empty_like(x)
-    total.zero_()
-    floor = clipped = 0.0
-    for slope, offset, gain, low, clips in layers:
+    torch.addcmul(floor, x, kept, out=total)
+    for slope, offset, gain in layers:
         torch.addcmul(offset, x, slope, out=part)
-        total.addcmul_(part.sigmoid_(), gain)
-        floor, clipped = floor + low, clipped + clips
-    kept = (count - clipped) / count  # share of tiles of one value, where x stays
-    total.add_(floor).div_(count).addcmul_(x, kept)
+        total.addcmul_(part.sigmoid_(), gain * share)
 
 
-def _smooth(x: Tensor, layers: Iterator[Tensor], count: Tensor, total: Tensor) -> None:
+def _smooth(x: Tensor, layers: Iterator[Tensor], means: Tensor, total: Tensor) -> None:
     """x less what the tiles take from it, on a block (b, f, C, bands, height, W), written to total.
 
     An excess s over the knee becomes s / (1 + |s| / r), so s |s| / (r + |s|) is taken.
     """
+    (share,) = means
     excess, size = torch.empty_like(x), torch.empty_like(x)
     total.zero_()
     for low, high, room in layers:
         torch.sub(x, torch.clamp(x, low, high, out=excess), out=excess)
         torch.abs(excess, out=size)
         total.addcdiv_(excess.mul_(size), size.add_(room))
-    torch.sub(x, total.div_(count), out=total)
+    torch.addcmul(x, total, share, value=-1.0, out=total)

@@ -33,7 +33,7 @@ def gradient_confidence(x: Tensor, tile: int = 32, stride: int = 16) -> Tensor:
     """
     frames = as_frames(x)
     grid = tile_grid(x.shape[-2], x.shape[-1], tile, stride)
-    g = tile_means(_sobel(frames.mean(2, dtype=torch.float32)), grid)
+    g = tile_means(_gradient(frames.mean(2, dtype=torch.float32)), grid)
     g = g / g.amax((-2, -1), keepdim=True).clamp(min=FLAT)
     return g if x.ndim == 5 else g.squeeze(1)
 
@@ -142,14 +142,18 @@ def tile_confidence(tokens: Tensor, size: tuple[int, int], tile: int = 32, strid
     return tile_means(tokens.float().index_select(-2, rows).index_select(-1, columns), grid)
 
 
-def _sobel(image: Tensor) -> Tensor:
-    """Magnitude of the Sobel gradient (unnormalised kernels) of (B, F, H, W)."""
+def _gradient(image: Tensor) -> Tensor:
+    """Magnitude of the Sobel gradient of (B, F, H, W), times a constant.
+
+    A Sobel kernel is a difference of neighbouring sums of 2 x 2, first taken across and then added down or the other
+    way round. Taken diagonally, p and q, they are p - q and p + q, so that squares add up to 2 (p^2 + q^2).
+    """
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    down = padded[..., 2:, :] - padded[..., :-2, :]
-    across = padded[..., 2:] - padded[..., :-2]
-    down = (down[..., :-2] + down[..., 2:]).add_(down[..., 1:-1], alpha=2.0)
-    across = (across[..., :-2, :] + across[..., 2:, :]).add_(across[..., 1:-1, :], alpha=2.0)
-    return down.square_().addcmul_(across, across).sqrt_()
+    sums = padded[..., 1:, :] + padded[..., :-1, :]
+    sums = sums[..., 1:] + sums[..., :-1]
+    p = sums[..., 1:, 1:] - sums[..., :-1, :-1]
+    q = sums[..., 1:, :-1] - sums[..., :-1, 1:]
+    return p.square_().addcmul_(q, q).sqrt_()
 
 
 def _evenly(count: int, limit: int, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise, product
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ class Axis:
     tile: int
     stride: int
     starts: tuple[int, ...]
+    unit: int  # divides all starts and ends of tiles and bands
     bands: tuple[Band, ...]
 
     @property
@@ -39,21 +41,16 @@ class Axis:
         """The most tiles that any position lies in."""
         return max(len(band.tiles) for band in self.bands)
 
-    def covers(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The tiles of each band: (depth, bands) indices, len(starts) where a band has fewer, and their number (bands,)."""
-        none = len(self.starts)
-        padded = [[*band.tiles, *[none] * (self.depth - len(band.tiles))] for band in self.bands]
-        counts = [len(band.tiles) for band in self.bands]
-        return _to_device(torch.tensor(padded).T.contiguous(), device), _to_device(torch.tensor(counts), device)
-
-    def heights(self, device: torch.device) -> Tensor:
-        """(bands,) number of positions of each band."""
-        return _to_device(torch.tensor([band.stop - band.start for band in self.bands]), device)
+    def covers(self, device: torch.device) -> Tensor:
+        """The tiles of each band: (depth, bands) indices, len(starts) where a band has fewer."""
+        depth, none = self.depth, len(self.starts)
+        padded = [[*band.tiles, *[none] * (depth - len(band.tiles))] for band in self.bands]
+        return _to_device(torch.tensor(padded).T.contiguous(), device)
 
 
 class Grid(NamedTuple):
     rows: Axis
-    columns: Axis
+    columns: Axis  # whose bands are all one unit wide
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,7 +86,7 @@ def tile_grid(height: int, width: int, tile: int, stride: int) -> Grid:
         raise ValueError(f"tile_grid: tile is {tile}; use at least 1.")
     if not 1 <= stride <= tile:
         raise ValueError(f"tile_grid: stride is {stride}; use 1 to tile ({tile}), or positions would be left out.")
-    return Grid(_axis(height, tile, stride), _axis(width, tile, stride))
+    return Grid(_axis(height, tile, stride), _axis(width, tile, stride, even=True))
 
 
 def as_frames(x: Tensor) -> Tensor:
@@ -104,7 +101,8 @@ def as_frames(x: Tensor) -> Tensor:
 
 def tile_means(x: Tensor, grid: Grid) -> Tensor:
     """Mean of each tile: (..., H, W) -> (..., rows, columns)."""
-    return _axis_means(_axis_means(x.mT, grid.rows).mT, grid.columns)
+    cells = x.unflatten(-2, (-1, grid.rows.unit)).mean(-2).unflatten(-1, (-1, grid.columns.unit)).mean(-1)
+    return _windows(_windows(cells.mT, grid.rows).mean(-1).mT, grid.columns).mean(-1)
 
 
 def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -122,19 +120,20 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     mean = torch.empty(batch, frames, len(grid.rows.bands), width, device=x.device)  # per band and column of positions
     variance = torch.empty_like(mean)
     for block in blocks(x, grid.rows):
-        part = block.of(x).float()
-        origin = part[:, :, :1, :, :1]
-        offset = part - origin
-        shift = offset.mean(4, keepdim=True).mean(2, keepdim=True)  # one dimension at a time is ten times faster
-        mean[block.batch, block.frames, block.bands] = (shift + origin)[:, :, 0, :, 0]
-        variance[block.batch, block.frames, block.bands] = offset.sub_(shift).square_().mean(4).mean(2)
+        part = block.of(x).movedim(3, 2).float()  # (b, f, bands, C, height, W)
+        origin = part[:, :, :, :1, :1]
+        offset = torch.sub(part, origin, out=torch.empty(part.shape, device=x.device)).flatten(3, 4)
+        shift = offset.mean(3, keepdim=True)  # over one dimension: over two it takes ten times as long
+        mean[block.batch, block.frames, block.bands] = shift.add(origin[:, :, :, 0])[:, :, :, 0]
+        variance[block.batch, block.frames, block.bands] = offset.sub_(shift).square_().mean(3)
 
-    columns = grid.columns
-    starts = _to_device(torch.tensor(columns.starts), x.device)
-    positions = starts[:, None] + torch.arange(columns.tile, device=x.device)  # (columns, tile)
-    mean, variance = _merge(mean, variance, positions, torch.ones_like(positions, dtype=torch.float32))
-    members, weight = _row_members(grid.rows, x.device)
-    mean, variance = _merge(mean.mT, variance.mT, members, weight)
+    cells = (-1, grid.columns.unit)
+    mean, variance = _merge(mean.unflatten(-1, cells), variance.unflatten(-1, cells))
+    mean, variance = _merge(_windows(mean, grid.columns), _windows(variance, grid.columns))  # (B, F, bands, columns)
+    units = [i for i, band in enumerate(grid.rows.bands) for _ in range(band.start, band.stop, grid.rows.unit)]
+    units = _to_device(torch.tensor(units), x.device)
+    mean, variance = (_windows(t.index_select(2, units).mT, grid.rows) for t in (mean, variance))
+    mean, variance = _merge(mean, variance)
     return mean.mT, variance.mT
 
 
@@ -143,7 +142,7 @@ def blocks(x: Tensor, rows: Axis) -> Iterator[Block]:
     batch, frames, channels, _, width = x.shape
     # Large enough that threads wait for each other rarely, small enough for the CPU's cache; elsewhere few launches.
     elements = 2**20 if x.device.type == "cpu" else 2**24
-    # A float32 work tensor then takes at most half the bytes of x.
+    # A float32 work tensor then takes at most half the bytes of x. Memory not touched before costs more than a launch.
     elements = min(elements, max(x.numel() * x.element_size() // 8, 2**14))
     heights = [band.stop - band.start for band in rows.bands]
     for height, run in groupby(range(len(heights)), key=heights.__getitem__):
@@ -159,41 +158,33 @@ def blocks(x: Tensor, rows: Axis) -> Iterator[Block]:
             yield Block(samples, pictures, bands, slice(top, rows.bands[bands.stop - 1].stop), height)
 
 
-def _axis(length: int, tile: int, stride: int) -> Axis:
+def _axis(length: int, tile: int, stride: int, even: bool = False) -> Axis:
+    """Bands are one unit high if `even`; else they may be higher where only tiles lie that are spaced evenly."""
     tile = min(tile, length)
     starts = (*range(0, length - tile, stride), length - tile)
-    cuts = sorted({*starts, *(start + tile for start in starts)})
+    unit = gcd(*starts, tile)
+    spaced = starts[-2] if len(starts) > 1 and not even else 0  # where the one before the last starts
+    cuts = (*range(0, spaced, gcd(stride, tile)), *range(spaced, length, unit), length)
     bands = (Band(a, b, range(bisect_right(starts, a - tile), bisect_right(starts, a))) for a, b in pairwise(cuts))
-    return Axis(length, tile, stride, starts, tuple(bands))
+    return Axis(length, tile, stride, starts, unit, tuple(bands))
 
 
-def _axis_means(x: Tensor, axis: Axis) -> Tensor:
-    """Means over the tiles of the last dimension. Tensor.unfold is a view: nothing is copied."""
-    means = x.unfold(-1, axis.tile, axis.stride).mean(-1)
-    if means.shape[-1] < len(axis.starts):  # the tile that was moved to end at the border
-        means = torch.cat((means, x[..., -axis.tile :].mean(-1, keepdim=True)), dim=-1)
-    return means
+def _windows(x: Tensor, axis: Axis) -> Tensor:
+    """The units of each tile: (..., units) -> (..., tiles, units of a tile), a view if the tiles are evenly spaced."""
+    size = axis.tile // axis.unit
+    step = axis.starts[1] // axis.unit if len(axis.starts) > 1 else 1
+    windows = x.unfold(-1, size, step)
+    if windows.shape[-2] == len(axis.starts):
+        return windows
+    return torch.cat((windows, x[..., None, -size:]), dim=-2)  # the tile that was moved to end at the border
 
 
-def _row_members(rows: Axis, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The bands of each tile, (tiles, n) indices, and how many positions each holds; 0 for padding."""
-    members = [[i for i, band in enumerate(rows.bands) if k in band.tiles] for k in range(len(rows.starts))]
-    most = max(map(len, members))
-    sizes = [[rows.bands[i].stop - rows.bands[i].start for i in m] + [0] * (most - len(m)) for m in members]
-    padded = [m + m[:1] * (most - len(m)) for m in members]
-    return _to_device(torch.tensor(padded), device), _to_device(torch.tensor(sizes, dtype=torch.float32), device)
-
-
-def _merge(mean: Tensor, variance: Tensor, members: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of unions of parts: the parts lie in the last dimension, union k is members[k] (n,)."""
-    weight = weight / weight.sum(1, keepdim=True)
-    means = mean.index_select(-1, members.flatten()).unflatten(-1, members.shape)  # (..., unions, n)
-    origin = means[..., :1]  # measured from here, equal means add up to exactly 0
-    means = means - origin
-    shift = (means * weight).sum(-1, keepdim=True)
-    variances = variance.index_select(-1, members.flatten()).unflatten(-1, members.shape)
-    merged = variances.add_(means.sub_(shift).square_()).mul_(weight).sum(-1)
-    return (shift + origin).squeeze(-1), merged
+def _merge(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the union of equally large parts: those in the last dimension."""
+    origin = mean[..., :1]  # measured from here, equal means add up to exactly 0
+    offset = mean - origin
+    shift = offset.mean(-1, keepdim=True)
+    return (shift + origin).squeeze(-1), offset.sub_(shift).square_().add_(variance).mean(-1)
 
 
 def _split(start: int, stop: int, size: int) -> list[slice]:

@@ -1,6 +1,7 @@
 """SAMG against a float64 numpy reference, values derived by hand, and the cases where energies say nothing."""
 
 from itertools import product
+from math import gcd
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from gimbal.core.samg import guidance_energy, samg, scale_map, steer_cond
 
 PAIRS = list(product(("minmax", "quantile"), ("linear", "bound")))
 SETTINGS = [(*pair, scope) for pair, scope in product(PAIRS, ("clip", "frame"))]
-SHAPES = [(2, 4, 13, 9), (3, 16, 24, 32), (1, 1, 2, 3), (2, 4, 3, 13, 9), (1, 16, 5, 8, 12)]
+SHAPES = [
+    (2, 4, 13, 9),
+    (3, 16, 24, 32),
+    (1, 1, 2, 3),
+    (2, 4, 3, 13, 9),
+    (1, 16, 5, 8, 12),
+    (2, 4, 80, 96),
+    (1, 4, 5, 30, 40),
+]
 W_MIN, W_MAX = 5.0, 12.0
 
 
@@ -30,6 +39,15 @@ def from_energy(energy):
     return energy.sqrt(), torch.zeros_like(energy)
 
 
+def inner_98_percent(energy):
+    """Ends of the range of one energy map, an array (..., H, W), at the positions that quantile looks at."""
+    picture = energy.shape[-2] * energy.shape[-1]
+    step = max(s for s in range(1, max(energy.size // 1024, 1) + 1) if gcd(s, picture) == 1)
+    seen = np.sort(energy.reshape(-1)[::step])
+    left_out = int(0.01 * len(seen))
+    return seen[left_out], seen[len(seen) - 1 - left_out]
+
+
 def reference_map(cond, uncond, normalize="minmax", curve="linear", scope="clip", w_min=W_MIN, w_max=W_MAX, eps=0.0):
     """METHODS.md section 3, sample by sample and frame by frame; eps is the paper's 1e-8 where a test wants it."""
     energy = ((cond.double().numpy() - uncond.double().numpy()) ** 2).mean(1, keepdims=True)
@@ -38,7 +56,7 @@ def reference_map(cond, uncond, normalize="minmax", curve="linear", scope="clip"
         frames = [(b, 0, f) for f in range(energy.shape[2])] if scope == "frame" and energy.ndim == 5 else [(b,)]
         for index in frames:
             e = energy[index]
-            low, high = (e.min(), e.max()) if normalize == "minmax" else np.quantile(e, [0.01, 0.99])
+            low, high = (e.min(), e.max()) if normalize == "minmax" else inner_98_percent(e)
             if curve == "linear":
                 result[index] = w_max - (w_max - w_min) * np.clip((e - low) / (high - low + eps), 0.0, 1.0)
             else:
@@ -121,6 +139,44 @@ def test_quantile_by_hand():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
+def test_quantile_on_a_selection_by_hand():
+    # 4096 energies 0, 1, ...: at least every 4th is looked at, of 64 x 64 every 3rd: 0, 3, ..., 4095, which are 1366.
+    # 13 left out at each end leave 39 to 4056.
+    energy = torch.arange(4096.0).reshape(1, 64, 64)
+    found = scale_map(*from_energy(energy), 39.0, 4056.0, normalize="quantile").flatten()  # Omega = 39 + 4056 - E
+    torch.testing.assert_close(found, (4095.0 - energy.flatten()).clamp(39.0, 4056.0), rtol=1e-5, atol=0)
+
+
+PATTERNS = {
+    "noise": lambda y, x, noise: noise.square(),
+    "ramp": lambda y, x, noise: y + 0.1 * x,
+    "hill": lambda y, x, noise: torch.exp(-((x - 0.3) ** 2 + (y - 0.6) ** 2) / 0.3),
+    "waves": lambda y, x, noise: 2.0 + (40.0 * x).sin() + (23.0 * y).cos(),
+}
+
+
+@pytest.mark.parametrize("spatial", [(128, 128), (104, 152), (90, 160), (5, 48, 64)])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("seed", range(3))
+def test_about_1_percent_lies_beyond_either_quantile(spatial, pattern, seed):
+    noise = torch.randn(spatial, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, n, dtype=torch.float64) for n in spatial[-2:]), indexing="ij")
+    energy = PATTERNS[pattern](y, x, noise).expand(spatial).float()
+    found = scale_map(*from_energy(energy[None]), W_MIN, W_MAX, normalize="quantile")
+    assert ((found == W_MIN).float().mean() - 0.01).abs() < 0.01  # 3 standard deviations
+    assert ((found == W_MAX).float().mean() - 0.01).abs() < 0.01
+
+
+@pytest.mark.parametrize("period", [2, 4, 8, 16, 32])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_quantile_misses_no_column_and_no_row(period, dim):
+    for phase in range(period):
+        energy = torch.ones(128, 128)
+        energy.movedim(dim, 0)[phase::period] = 9.0
+        found = scale_map(*from_energy(energy[None]), W_MIN, W_MAX, normalize="quantile")[0, 0]
+        assert torch.equal(found, torch.where(energy == 9.0, W_MIN, W_MAX))
+
+
 @pytest.mark.parametrize(
     ("w_min", "w_max", "expected"),
     [
@@ -201,6 +257,16 @@ def test_one_outlier_decides_minmax_but_not_quantile():
     assert calm["minmax"][0, 0, others].min() == W_MIN
     assert hot["minmax"][0, 0, others].min() > W_MAX - 1e-3 * (W_MAX - W_MIN)
     assert (hot["quantile"] - calm["quantile"])[0, 0, others].abs().max() < 0.01 * (W_MAX - W_MIN)
+
+
+@pytest.mark.parametrize("curve", ["linear", "bound"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_position_does_not_decide_quantile(value, curve):
+    cond, uncond = predictions((1, 4, 64, 64))
+    calm = scale_map(cond, uncond, W_MIN, W_MAX, "quantile", curve)
+    cond[0, 0, 0, 0] = value  # the first position, which is always looked at
+    found = scale_map(cond, uncond, W_MIN, W_MAX, "quantile", curve)
+    assert (found - calm).flatten()[1:].abs().max() < 0.02 * (W_MAX - W_MIN)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 13, 9), (2, 4, 3, 13, 9), (2, 1, 1, 1)])

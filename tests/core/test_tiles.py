@@ -1,5 +1,7 @@
 """Where tiles lie, and their statistics, against plain loops over tiles and positions."""
 
+from itertools import groupby
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,19 +28,30 @@ def tiles_of(grid):
 
 
 def test_a_grid_by_hand():
-    # 13 rows in tiles of 4 every 3: 0-3, 3-6, 6-9, 9-12. 9 columns in tiles of 4 every 3: 0-3, 3-6, and 5-8 at the border.
-    grid = tile_grid(13, 9, 4, 3)
-    assert grid.rows.starts == (0, 3, 6, 9)
-    assert grid.columns.starts == (0, 3, 5)
-    assert grid.shape == (4, 3)
-    # columns 0-2 lie in tile 0; 3 in 0, 1; 4 in 1; 5-6 in 1, 2; 7-8 in 2
-    assert grid.columns.bands == (
-        Band(0, 3, range(1)),
-        Band(3, 4, range(2)),
-        Band(4, 5, range(1, 2)),
-        Band(5, 7, range(1, 3)),
-        Band(7, 9, range(2, 3)),
+    # 22 rows in tiles of 8 every 4: 0-7, 4-11, 8-15, 12-19, 14-21 at the border. 10 columns: 0-7, 2-9.
+    grid = tile_grid(22, 10, 8, 4)
+    assert grid.rows.starts == (0, 4, 8, 12, 14)
+    assert grid.columns.starts == (0, 2)
+    assert grid.shape == (5, 2)
+    assert grid.rows.unit == grid.columns.unit == 2
+    # Bands of 4 rows before the tile at the border makes a difference, of 2 from where its neighbour starts.
+    assert grid.rows.bands == (
+        Band(0, 4, range(1)),
+        Band(4, 8, range(2)),
+        Band(8, 12, range(1, 3)),
+        Band(12, 14, range(2, 4)),
+        Band(14, 16, range(2, 5)),
+        Band(16, 18, range(3, 5)),
+        Band(18, 20, range(3, 5)),
+        Band(20, 22, range(4, 5)),
     )
+    assert [(band.start, *band.tiles) for band in grid.columns.bands] == [
+        (0, 0),
+        (2, 0, 1),
+        (4, 0, 1),
+        (6, 0, 1),
+        (8, 1),
+    ]
 
 
 def test_a_tile_larger_than_the_latent_is_cut():
@@ -51,12 +64,16 @@ def test_a_tile_larger_than_the_latent_is_cut():
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
 def test_every_position_is_covered_and_bands_name_its_tiles(length, tile, data):
     stride = data.draw(st.integers(1, tile))
-    axis = tile_grid(1, length, tile, stride).columns
-    covering = [[k for k, s in enumerate(axis.starts) if s <= p < s + axis.tile] for p in range(length)]
-    assert all(covering)
-    assert axis.starts[-1] + axis.tile == length
-    named = [list(band.tiles) for band in axis.bands for _ in range(band.start, band.stop)]
-    assert named == covering
+    grid = tile_grid(length, length, tile, stride)
+    for axis in grid:
+        covering = [[k for k, s in enumerate(axis.starts) if s <= p < s + axis.tile] for p in range(length)]
+        assert all(covering)
+        assert axis.starts[-1] + axis.tile == length
+        named = [list(band.tiles) for band in axis.bands for _ in range(band.start, band.stop)]
+        assert named == covering
+        assert not any(edge % axis.unit for edge in (*axis.starts, axis.tile, *(band.stop for band in axis.bands)))
+    assert len([*groupby(band.stop - band.start for band in grid.rows.bands)]) <= 2
+    assert {band.stop - band.start for band in grid.columns.bands} == {grid.columns.unit}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
