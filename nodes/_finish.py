@@ -1,0 +1,49 @@
+"""What the calibrating nodes have in common beside their inputs: checks before, files and pictures after."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from . import _calibration, _origin, _qdrift_folder, _qdrift_inputs
+from ._calibration import Calibration
+from ._report_picture import picture
+from ._twins import Traits, check_plain
+
+logger = logging.getLogger(__name__)
+
+
+def outputs() -> list[io.Output]:
+    return [
+        _qdrift_inputs.Statistics.Output(display_name="stats"),
+        io.Image.Output(display_name="report"),
+        io.String.Output(display_name="path"),
+    ]
+
+
+def checked(node: str, name: str, model: Any) -> Traits:
+    check_plain(node, name, model)
+    return Traits.of(node, name, model)
+
+
+def unique_id(cls: type[io.ComfyNode]) -> str | None:
+    return cls.hidden.unique_id if cls.hidden is not None else None
+
+
+def name_of(cls: type[io.ComfyNode], model: Any, name: str) -> str:
+    graph = cls.hidden.prompt if cls.hidden is not None else None
+    return _origin.model_name(model, graph, unique_id(cls), name)
+
+
+def finish(cls: type[io.ComfyNode], calibration: Calibration, results: list, filename: str, **origin: str):
+    trim = f"{calibration.trim:g}" if calibration.trim else ""
+    found = _calibration.statistics(
+        results, calibration.twins.traits, calibration.schedule, calibration.runs, trim=trim, **origin
+    )
+    path = _qdrift_folder.save(found, filename)
+    calibration.clear()
+    logger.info("%s: wrote %s. %s", cls.NAME, path, found.verdict())
+    image = picture(found, _calibration.residuals(results))
+    return io.NodeOutput(found, image, str(path), ui=ui.PreviewImage(image, cls=cls))

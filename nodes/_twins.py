@@ -1,0 +1,124 @@
+"""What two models must have in common to be compared call by call, and what neither of them may carry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import comfy.model_sampling
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ._model_kind import latent_format, path_of
+from ._run import SAMPLER_KEY, stages_of
+from .confidence import ConfidenceStage
+
+# Core's kinds of prediction, those that derive from others first.
+KINDS = ("EDM", "V_PREDICTION", "COSMOS_RFLOW", "CONST", "EPS")
+CACHES = ("easycache", "lazycache", "teacache", "tea_cache", "magcache", "fbcache", "first_block_cache", "wavespeed")
+CACHE_OPTIONS = {"rel_l1_thresh", "magcache_thresh"}  # how TeaCache and MagCache mark a model
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What has to agree between full precision and quantized."""
+
+    path: str
+    kind: str
+    channels: int
+    latent_format: str
+    sigma_min: float
+    sigma_max: float
+
+    @classmethod
+    def of(cls, node: str, name: str, model: ModelPatcher) -> Traits:
+        """ValueError if this kind of model cannot be calibrated."""
+        path = path_of(f"{node}: {name}", model)
+        sampling, latent = model.get_model_object("model_sampling"), model.get_model_object("latent_format")
+        kind = next(kind for kind in KINDS if _is(sampling, kind))
+        sigmas = float(sampling.sigma_min), float(sampling.sigma_max)
+        return cls(path, kind, int(latent.latent_channels), latent_format(model), *sigmas)
+
+    def check_same(self, node: str, full: str, other: Traits, quantized: str) -> None:
+        """ValueError if `other`, of the input `quantized`, is no twin of this, of the input `full`."""
+        pair = f"{node}: {full} and {quantized}"
+        for one, two, what, remedy in (
+            (self.channels, other.channels, "latent channels", "connect the same model twice, once quantized"),
+            (self.latent_format, other.latent_format, "latent format", "connect the same model twice, once quantized"),
+            (self.kind, other.kind, "prediction type", "put the same sampling nodes behind both, or none"),
+        ):
+            if one != two:
+                raise ValueError(f"{pair} differ in {what} ({one} and {two}); {remedy}.")
+        ours, theirs = (self.sigma_min, self.sigma_max), (other.sigma_min, other.sigma_max)
+        if not all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(ours, theirs, strict=True)):
+            ranges = " and ".join(f"{low:.4g} to {high:.4g}" for low, high in (ours, theirs))
+            raise ValueError(
+                f"{pair} differ in their range of sigma ({ranges}); set the same shift on both, with the same nodes."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _is(sampling: object, kind: str) -> bool:
+    known = getattr(comfy.model_sampling, kind, None)
+    return known is not None and isinstance(sampling, known)
+
+
+def check_plain(node: str, name: str, model: ModelPatcher) -> None:
+    """ValueError if the model carries what would be measured in place of its quantization."""
+    words = {word.lower() for word in _hooks(model)}
+    cache = next((known for known in CACHES if any(known in word for word in words)), None)
+    if cache or words & CACHE_OPTIONS:
+        raise ValueError(
+            f"{node}: {name} carries a step cache ({cache or 'TeaCache or its like'}), which reuses earlier predictions "
+            "in place of asking the network; connect the model from before that node."
+        )
+    if _compiled(model):
+        raise ValueError(
+            f"{node}: {name} is compiled (torch.compile), which rounds differently from call to call and machine to "
+            "machine; connect the model from before that node. The statistics serve the compiled model as well."
+        )
+    acting = [stage.node for stage in stages_of(model) if not isinstance(stage, ConfidenceStage)]
+    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
+        acting.append("Q-Drift")
+    if acting:
+        raise ValueError(
+            f"{node}: {name} carries {', '.join(acting)}; the statistics would describe what that makes of the "
+            "prediction. Connect the model from before it, and put it behind the correction instead."
+        )
+
+
+def _hooks(model: ModelPatcher) -> Iterator[str]:
+    """Names under which nodes have left something on a model: wrappers, options, functions."""
+    options = model.model_options
+    transformer = options.get("transformer_options", {})
+    yield from transformer
+    for by_kind in (model.wrappers, transformer.get("wrappers", {})):
+        for kind in by_kind.values():
+            for key, wrappers in kind.items():
+                yield str(key)
+                yield from map(_name, wrappers)
+    for value in options.values():
+        if callable(value):
+            yield _name(value)
+        elif isinstance(value, list):
+            yield from map(_name, value)
+    for key, value in model.object_patches.items():
+        yield key
+        yield _name(value)
+
+
+def _name(value: object) -> str:
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _compiled(model: ModelPatcher) -> bool:
+    if "torch_compile_kwargs" in model.model_options or any("torch.compile" in word for word in _hooks(model)):
+        return True
+    if any(hasattr(value, "_orig_mod") for value in model.object_patches.values()):
+        return True
+    return any(hasattr(module, "_orig_mod") for module in model.model.diffusion_model.modules())

@@ -1,0 +1,94 @@
+"""Q-Drift calibration: how far a quantized model strays from full precision, measured on the same states."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import _calibration, _finish, _origin, _qdrift_inputs
+from ._calibration import Calibration, Progress, Twins
+
+MODES = ("two passes", "interleaved")
+
+
+class GimbalQDriftCalibrate(io.ComfyNode):
+    NAME = "Q-Drift Calibrate"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalQDriftCalibrate",
+            display_name=cls.NAME,
+            category="gimbal/qdrift",
+            description="Measures the error of a quantized model: samples with full precision, asks the quantized model "
+            "at the same states, and writes the error's moments to models/qdrift. Goes on where it was after a Cancel.",
+            inputs=[
+                _qdrift_inputs.full_model(),
+                _qdrift_inputs.quantized_model(),
+                *_qdrift_inputs.schedule(),
+                *_qdrift_inputs.prompts(),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip="two passes: one model on the device at a time. interleaved: the models by turns, run by run; "
+                    "for who has the memory for both. The result is the same.",
+                ),
+                _qdrift_inputs.trim(),
+                _qdrift_inputs.filename("calibration"),
+            ],
+            outputs=_finish.outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, full_model, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, prompts,
+        negative_prompt, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        full, quantized = (
+            _finish.checked(cls.NAME, "full_model", full_model),
+            _finish.checked(cls.NAME, "quantized_model", quantized_model),
+        )
+        full.check_same(cls.NAME, "full_model", quantized, "quantized_model")
+        schedule = _qdrift_inputs.made_schedule(
+            cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas
+        )
+        digests = [_origin.weights_digest(model) for model in (full_model, quantized_model)]
+        keys = [_origin.identity(*pair) for pair in zip((full_model, quantized_model), digests, strict=True)]
+        if keys[0] == keys[1]:
+            raise ValueError(
+                f"{cls.NAME}: full_model and quantized_model are the same model, so the error would be exactly 0; "
+                "connect the quantized one to quantized_model."
+            )
+        planned = _qdrift_inputs.made_runs(
+            cls.NAME,
+            cfg,
+            _qdrift_inputs.seeds(first_seed, runs),
+            positive,
+            negative,
+            clip,
+            prompts,
+            negative_prompt,
+        )
+        twins = Twins(full, full_model, quantized_model, _calibration.full_key(full, keys[0], schedule), keys[1])
+        progress = Progress(cls.NAME, _finish.unique_id(cls), 2 * runs * schedule.steps)
+        calibration = Calibration(cls.NAME, twins, schedule, planned, trim or None, progress)
+        store = _calibration.store_for(twins, schedule, planned)
+        results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved()
+        output = _finish.finish(
+            cls,
+            calibration,
+            results,
+            filename,
+            full_model=_finish.name_of(cls, full_model, "full_model"),
+            full_digest=digests[0],
+            quantized_model=_finish.name_of(cls, quantized_model, "quantized_model"),
+            quantized_digest=digests[1],
+            quantization=_origin.quantization(quantized_model),
+        )
+        store.clear()
+        return output
+
+
+NODES = [GimbalQDriftCalibrate]

@@ -1,0 +1,93 @@
+"""Q-Drift statistics from files, and several calibrations joined into one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from comfy_api.latest import io
+
+from ..calibration.statistics import QDriftStatistics
+from . import _qdrift_folder, _qdrift_inputs
+
+logger = logging.getLogger(__name__)
+
+
+class GimbalQDriftLoad(io.ComfyNode):
+    NAME = "Q-Drift Load"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalQDriftLoad",
+            display_name=cls.NAME,
+            category="gimbal/qdrift",
+            description="Loads the statistics of a calibration from models/qdrift. Every value is checked before use.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_qdrift_folder.statistics_names(),
+                    tooltip="A file in models/qdrift, as Q-Drift Calibrate wrote it. Press R after a calibration to see it.",
+                )
+            ],
+            outputs=[_qdrift_inputs.Statistics.Output(display_name="stats")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        try:
+            return hashlib.blake2b(_qdrift_folder.statistics_path(cls.NAME, file).read_bytes()).hexdigest()
+        except (ValueError, OSError):
+            return "missing"  # said by execute
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(QDriftStatistics.load(_qdrift_folder.statistics_path(cls.NAME, file)))
+
+
+class GimbalQDriftMerge(io.ComfyNode):
+    NAME = "Q-Drift Merge"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        part = _qdrift_inputs.Statistics.Input
+        tooltip = "Statistics of the same models, schedule and cfg, from other seeds or prompts."
+        return io.Schema(
+            node_id="GimbalQDriftMerge",
+            display_name=cls.NAME,
+            category="gimbal/qdrift",
+            description="Joins calibrations of one setting, run with other seeds or prompts, as if they had been one. Exact.",
+            inputs=[
+                part("first", tooltip=tooltip),
+                part("second", tooltip=tooltip),
+                part("third", optional=True, tooltip=tooltip),
+                part("fourth", optional=True, tooltip=tooltip),
+                io.String.Input(
+                    "filename",
+                    default="",
+                    tooltip="Name in models/qdrift to write to; a number is added to a name that is taken. "
+                    "Empty writes nothing.",
+                ),
+            ],
+            outputs=[
+                _qdrift_inputs.Statistics.Output(display_name="stats"),
+                io.String.Output(display_name="path"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, first, second, filename: str, third=None, fourth=None) -> io.NodeOutput:
+        parts = [part for part in (first, second, third, fourth) if part is not None]
+        try:
+            merged = QDriftStatistics.merge(parts)
+        except ValueError as error:
+            raise ValueError(f"{cls.NAME}: {str(error).removeprefix('QDriftStatistics.merge: ')}") from error
+        if not filename.strip():
+            return io.NodeOutput(merged, "")
+        path = _qdrift_folder.save(merged, filename)
+        logger.info("%s: wrote %s, %d runs of %d calibrations.", cls.NAME, path, merged.provenance.runs, len(parts))
+        return io.NodeOutput(merged, str(path))
+
+
+NODES = [GimbalQDriftLoad, GimbalQDriftMerge]

@@ -1,0 +1,185 @@
+"""A calibration in two halves, for machines whose memory does not hold both models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..calibration.trajectory import InFolder, read_header, write_header
+from . import _calibration, _finish, _origin, _qdrift_folder, _qdrift_inputs
+from ._calibration import Calibration, Progress, Twins
+from ._trajectory import Schedule
+from ._twins import Traits
+
+
+class GimbalQDriftRecord(io.ComfyNode):
+    NAME = "Q-Drift Record Trajectory"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalQDriftRecord",
+            display_name=cls.NAME,
+            category="gimbal/qdrift",
+            description="The first half of a calibration, where both models do not fit in system memory: samples with "
+            "full precision and writes every model call to models/qdrift/trajectories.",
+            inputs=[
+                _qdrift_inputs.full_model(),
+                *_qdrift_inputs.schedule(),
+                *_qdrift_inputs.prompts(),
+                io.String.Input(
+                    "name",
+                    default="trajectory",
+                    tooltip="Folder in models/qdrift/trajectories. One of other inputs is not touched: a number is added.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, prompts, negative_prompt, name,
+        sigmas=None, positive=None, negative=None, clip=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        traits = _finish.checked(cls.NAME, "full_model", full_model)
+        schedule = _qdrift_inputs.made_schedule(
+            cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas
+        )
+        weights = _origin.weights_digest(full_model)
+        seeds = _qdrift_inputs.seeds(first_seed, runs)
+        planned = _qdrift_inputs.made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
+        settings = {
+            "key": _calibration.full_key(traits, _origin.identity(full_model, weights), schedule),
+            "traits": traits.settings(),
+            "cfg": schedule.cfg,
+            "sampler": schedule.sampler,
+            "scheduler": schedule.scheduler,
+            "batch_index": schedule.batch_index and list(schedule.batch_index),
+            "seeds": seeds,
+            "prompts": [run.prompt for run in planned],
+            "full_model": _finish.name_of(cls, full_model, "full_model"),
+            "full_digest": weights,
+        }
+        home = _qdrift_folder.folder() / _qdrift_folder.TRAJECTORIES
+        folder = _qdrift_folder.free(
+            home, _qdrift_folder.clean(name, "trajectory"), "", lambda path: _settings_in(path) == settings
+        )
+        store = InFolder(folder)
+        store.tidy()
+        write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
+        progress = Progress(cls.NAME, _finish.unique_id(cls), runs * schedule.steps)
+        _calibration.record_all(cls.NAME, full_model, schedule, planned, store, progress)
+        progress.say(f"Recorded {runs} runs to {folder}")
+        return io.NodeOutput(str(folder))
+
+
+class GimbalQDriftCalibrateFrom(io.ComfyNode):
+    NAME = "Q-Drift Calibrate from Trajectory"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalQDriftCalibrateFrom",
+            display_name=cls.NAME,
+            category="gimbal/qdrift",
+            description="The second half of a calibration: asks the quantized model at the states of a recorded "
+            "trajectory and writes the error's moments to models/qdrift. Needs the prompts of the recording.",
+            inputs=[
+                _qdrift_inputs.quantized_model(),
+                io.Combo.Input(
+                    "trajectory",
+                    options=_qdrift_folder.trajectory_names(),
+                    tooltip="Folder in models/qdrift/trajectories, as Q-Drift Record Trajectory wrote it. "
+                    "Latent, cfg, sampler, steps and seeds come from it.",
+                ),
+                *_qdrift_inputs.prompts(),
+                _qdrift_inputs.trim(),
+                _qdrift_inputs.filename("calibration"),
+            ],
+            outputs=_finish.outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, trajectory: str, **_: Any) -> str:
+        if trajectory not in _qdrift_folder.trajectory_names():
+            return "missing"
+        return _origin.digest(read_header(_qdrift_folder.trajectory_path(cls.NAME, trajectory)))
+
+    @classmethod
+    def execute(
+        cls, quantized_model, trajectory, prompts, negative_prompt, trim, filename, positive=None, negative=None,
+        clip=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        folder = _qdrift_folder.trajectory_path(cls.NAME, trajectory)
+        settings, full, schedule = _recorded(folder)
+        traits = _finish.checked(cls.NAME, "quantized_model", quantized_model)
+        full.check_same(cls.NAME, "the recorded model", traits, "quantized_model")
+        planned = _qdrift_inputs.made_runs(
+            cls.NAME, schedule.cfg, settings["seeds"], positive, negative, clip, prompts, negative_prompt
+        )
+        if [run.prompt for run in planned] != settings["prompts"]:
+            raise ValueError(
+                f"{cls.NAME}: positive, negative or prompts are not those of the trajectory {trajectory!r}; connect "
+                "what was connected when it was recorded."
+            )
+        store = InFolder(folder)
+        missing = [i + 1 for i, run in enumerate(planned) if not store.holds(_calibration.name(run))]
+        if missing:
+            raise ValueError(
+                f"{cls.NAME}: trajectory {trajectory!r} lacks runs {missing} of {len(planned)}; queue Q-Drift Record "
+                "Trajectory again with the same inputs: it goes on where it was."
+            )
+        weights = _origin.weights_digest(quantized_model)
+        key = _origin.identity(quantized_model, weights)
+        twins = Twins(full, None, quantized_model, settings["key"], key)
+        progress = Progress(cls.NAME, _finish.unique_id(cls), len(planned) * schedule.steps)
+        calibration = Calibration(cls.NAME, twins, schedule, planned, trim or None, progress)
+        return _finish.finish(
+            cls,
+            calibration,
+            calibration.second_pass(store),
+            filename,
+            full_model=settings["full_model"],
+            full_digest=settings["full_digest"],
+            quantized_model=_finish.name_of(cls, quantized_model, "quantized_model"),
+            quantized_digest=weights,
+            quantization=_origin.quantization(quantized_model),
+        )
+
+
+def _recorded(folder: Path) -> tuple[dict[str, Any], Traits, Schedule]:
+    """What a trajectory's header says. ValueError if it does not say all."""
+    settings, tensors = read_header(folder)
+    try:
+        index = settings["batch_index"]
+        schedule = Schedule(
+            tensors["latent"],
+            None if index is None else tuple(index),
+            settings["cfg"],
+            settings["sampler"],
+            settings["scheduler"],
+            tensors["sigmas"],
+        )
+        traits = Traits(**settings["traits"])
+        settings = {name: settings[name] for name in ("key", "seeds", "prompts", "full_model", "full_digest")}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder}: the trajectory's settings are not complete ({error}); record it again."
+        ) from error
+    return settings, traits, schedule
+
+
+def _settings_in(folder: Path) -> dict | None:
+    try:
+        return read_header(folder)[0]
+    except (ValueError, OSError):
+        return None
+
+
+NODES = [GimbalQDriftRecord, GimbalQDriftCalibrateFrom]
