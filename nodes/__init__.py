@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import aqclip, confidence, guidance_preview, micrograin, samg
+from . import (
+    aqclip,
+    confidence,
+    guidance_preview,
+    micrograin,
+    qdrift,
+    qdrift_calibrate,
+    qdrift_files,
+    qdrift_report,
+    qdrift_trajectory,
+    samg,
+    simulate_quantization,
+)
 
-MODULES = (micrograin, aqclip, confidence, samg, guidance_preview)
+MODULES = (
+    micrograin,
+    aqclip,
+    confidence,
+    samg,
+    guidance_preview,
+    qdrift_calibrate,
+    qdrift_trajectory,
+    qdrift_files,
+    qdrift_report,
+    qdrift,
+    simulate_quantization,
+)
 
 
 class GimbalExtension(ComfyExtension):

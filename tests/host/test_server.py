@@ -108,6 +108,7 @@ def test_nodes_are_registered_and_explain_themselves(ours):
         "GimbalQDriftRecord",
         "GimbalQDriftReport",
         "GimbalQDriftSampler",
+        "GimbalSimulateQuantization",
     }
     for name, entry in ours.items():
         assert entry["description"] and entry["category"].startswith("gimbal/"), name
