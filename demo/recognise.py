@@ -3,6 +3,7 @@
     .dev/venv/bin/python demo/recognise.py --comfyui .dev/comfyui/0.3.75
 
 Trains a small convolutional classifier on real pictures, states its accuracy on held-out ones, then that on samples.
+The evidence benchmark judges by the same classifier.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from gimbal_demo import conditioning, latent
 GLYPHS, STEPS, BATCH, RATE = 6000, 1500, 64, 2e-3
 
 
-def classifier() -> nn.Module:
-    """Trained on pictures of seed 77, which neither the model's training nor the test pictures use."""
-    torch.manual_seed(0)
+def build_classifier() -> nn.Sequential:
+    """Untrained. Its last layer is the linear one: what comes before are the features."""
     widths = ((3, 24), (24, 48), (48, 96))
     stages = [layer for i, o in widths for layer in (nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU())]
     head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96 * 16, len(conditioning.CLASSES))]
-    network = nn.Sequential(*stages, *head)
+    return nn.Sequential(*stages, *head)
+
+
+def classifier() -> nn.Sequential:
+    """Trained on pictures of seed 77, which neither the model's training nor the test pictures use."""
+    torch.manual_seed(0)
+    network = build_classifier()
     masks, labels = letters.glyphs(GLYPHS, 77)
     generator = torch.Generator().manual_seed(77)
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
@@ -43,19 +49,30 @@ def classifier() -> nn.Module:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return network.eval()
+    return network.eval().requires_grad_(False)
+
+
+def load_network(comfyui: Path, model: Path = train.OUTPUT) -> nn.Module:
+    """The demo model, in float32."""
+    network = train.build_network(comfyui).eval().requires_grad_(False)
+    network.load_state_dict({name: value.float() for name, value in load_file(model).items()})
+    return network
+
+
+def schedule(steps: int) -> list[float]:
+    """ComfyUI's SD3 schedule (shift 3): steps + 1 noise levels from 1 down to 0."""
+    times = torch.linspace(1, 0, steps + 1)
+    return (3 * times / (1 + 2 * times)).tolist()
 
 
 def sample(network: nn.Module, labels: Tensor, cfg: float, steps: int, seed: int) -> Tensor:
-    """Guided Euler steps on ComfyUI's SD3 schedule (shift 3): pictures (N, 3, 64, 64)."""
+    """Guided Euler steps: pictures (N, 3, 64, 64)."""
     side = letters.SIZE // latent.BLOCK
     x = torch.randn(len(labels), latent.CHANNELS, side, side, generator=torch.Generator().manual_seed(seed))
     none = torch.full_like(labels, -1)
     context, pooled = conditioning.codes(torch.cat([labels, none]))
-    times = torch.linspace(1, 0, steps + 1)
-    sigmas = 3 * times / (1 + 2 * times)
-    for sigma, following in pairwise(sigmas):
-        level = torch.full((2 * len(labels),), float(sigma) * 1000)
+    for sigma, following in pairwise(schedule(steps)):
+        level = torch.full((2 * len(labels),), sigma * 1000)
         cond, uncond = network(torch.cat([x, x]), level, context=context, y=pooled).chunk(2)
         x = x + (uncond + cfg * (cond - uncond)) * (following - sigma)
     return latent.decode(x)
@@ -70,8 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
-    network = train.build_network(args.comfyui).eval().requires_grad_(False)
-    network.load_state_dict({name: value.float() for name, value in load_file(args.model).items()})
+    network = load_network(args.comfyui, args.model)
     judge = classifier()
     with torch.inference_mode():
         pictures, truth = letters.pictures(1000, 991)

@@ -1,0 +1,131 @@
+"""What SAMG and QSilk do to the demo model's pictures, measured over paired seeds: numbers, tables, figures, report.
+
+    python dev.py bench evidence [--full] [--samples=N] [--jobs=N] [--part=samg]
+
+Without --full: 50 samples for each seed and row, results and report under .dev/evidence/. With it: 160 samples,
+results in benchmarks/evidence/results/ and the report in docs/RESULTS.md, both in git. An interrupted command goes on
+where it stopped; what is already there is not made again, so that on a fresh clone --full only writes the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import _gimbal
+import torch
+from evidence import figures, judge, model, qsilk, reference, report, runs, samg, table
+
+ROOT = _gimbal.ROOT
+KEPT = ROOT / ".dev" / "evidence"
+PARTS = {"samg": samg.cells, "qsilk": qsilk.cells, "real": None, "float32": reference.cells}
+SEEDS, QUICK, FULL = 5, 50, 160
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout, for its network classes")
+    parser.add_argument("--full", action="store_true", help="more samples; results and report where git keeps them")
+    parser.add_argument("--samples", type=int, help=f"for each seed and row (default {QUICK}, with --full {FULL})")
+    parser.add_argument("--seeds", default=",".join(map(str, range(SEEDS))), help="comma-separated")
+    parser.add_argument("--part", choices=PARTS, help="make the runs of this part only")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--results", type=Path, help="folder of the numbers")
+    parser.add_argument("--no-report", action="store_true", help="make the runs only")
+    return parser.parse_args()
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end with it
+    typed = sys.argv[1:]  # ComfyUI reads sys.argv too, and is given another
+    options = arguments()
+    torch.set_num_threads(1)
+    samples = options.samples or (FULL if options.full else QUICK)
+    kept = ROOT / "benchmarks" / "evidence" / "results" if options.full else KEPT / f"results-{samples}"
+    folder = options.results or kept
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if options.jobs > 1 and len(seeds) > 1:
+        judge.load(KEPT)  # made once, before several processes look for it
+        failed = in_processes(typed, seeds, options.jobs)
+        if failed:
+            return failed
+    precision = options.precision
+    if precision == "auto":
+        precision = runs.stored_precision(folder) or fastest_precision()
+    network = model.Network(options.comfyui, precision)
+    with torch.inference_mode():
+        for seed in seeds:
+            measure(options, network, samples, seed, precision, folder)
+        if options.no_report or options.part:
+            return 0
+        write_report(network, samples, folder, options.full)
+    return 0
+
+
+def in_processes(typed: list[str], seeds: list[int], jobs: int) -> int:
+    """The seeds' runs in processes of their own; the first exit code that is not 0."""
+    jobs = min(jobs, len(seeds))
+    commands = [
+        [
+            sys.executable,
+            __file__,
+            *typed,
+            f"--seeds={','.join(map(str, seeds[job::jobs]))}",
+            "--jobs=1",
+            "--no-report",
+        ]
+        for job in range(jobs)
+    ]
+    running = [subprocess.Popen(command) for command in commands]
+    try:
+        return next((code for code in [process.wait() for process in running] if code), 0)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        for process in running:
+            process.terminate()
+
+
+def fastest_precision() -> str:
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
+def measure(
+    options: argparse.Namespace, network: model.Network, samples: int, seed: int, precision: str, folder: Path
+) -> None:
+    critic = judge.load(KEPT)
+    start = model.Seed(network, samples, seed)
+    chosen = [options.part] if options.part else list(PARTS)
+    for part in chosen:
+        made_in = "float32" if part == "float32" else precision
+        about = runs.about(samples, seed, made_in)
+        results = runs.Results(folder / f"{part}-seed{seed}.json", about)
+        if part == "real":
+            reference.measure_real(samples, seed, critic, results)
+        elif part != "float32":
+            runs.make(part, PARTS[part](), start, critic, results)
+        elif precision != "float32" and seed < reference.PRECISION_SEEDS:
+            exact = model.Seed(network.in_float32(), samples, seed)
+            runs.make(part, PARTS[part](), exact, critic, results)
+
+
+def write_report(network: model.Network, samples: int, folder: Path, full: bool) -> None:
+    path = ROOT / "docs" / "RESULTS.md" if full else folder / "RESULTS.md"
+    images = ROOT / "docs" / "images" if full else folder / "images"
+    images.mkdir(exist_ok=True)
+    figures.frontier(table.Part(folder, "samg"), images / report.FRONTIER)
+    figures.sheets(network, samples, images)
+    command = f"python dev.py bench evidence{' --full' if full else ''}"
+    path.write_text(report.text(folder, report.relative(images, path), command), encoding="utf-8")
+    print(f"evidence: {path}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

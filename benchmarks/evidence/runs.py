@@ -1,0 +1,118 @@
+"""Making the runs: each result is written as soon as it is there, and what is written is not made again."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import model
+from .judge import Judge
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table: a method in one setting. rule(seed) makes the method anew for a run."""
+
+    name: str
+    steps: int
+    solver: str
+    rule: Callable[[int], model.Rule]
+
+
+class Results:
+    """The file of one part and seed: `about` says what everything in it was made with, `runs` is name -> measures."""
+
+    def __init__(self, path: Path, about: dict) -> None:
+        self.path, self.about, self.runs = path, about, {}
+        self.differing: list[str] = []
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            self.differing = [
+                f"{key} {stored['about'][key]} instead of {about[key]}"
+                for key in about
+                if key not in ("date", "machine") and stored["about"][key] != about[key]
+            ]
+            self.runs = stored["runs"]
+
+    def lacks(self, name: str) -> bool:
+        """Whether this run is still to be made. ValueError if the file then held unlike runs."""
+        if name in self.runs:
+            return False
+        if self.differing:
+            raise ValueError(
+                f"{self.path} lacks {name!r} and was made with {', '.join(self.differing)}; "
+                "ask for the same, or give another --results folder."
+            )
+        return True
+
+    def add(self, name: str, measures: dict[str, float]) -> None:
+        self.runs[name] = {key: float(f"{value:.{DIGITS}g}") for key, value in measures.items()}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(_readable({"about": self.about, "runs": self.runs}), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def stored_precision(folder: Path) -> str | None:
+    found = load(folder, "samg")
+    return found[0]["about"]["precision"] if found else None
+
+
+def load(folder: Path, part: str) -> list[dict]:
+    """Stored results, by seed."""
+    files = sorted(folder.glob(f"{part}-seed*.json"), key=lambda path: int(path.stem.rpartition("seed")[2]))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+
+
+def make(part: str, cells: Iterable[Cell], start: model.Seed, judge: Judge, results: Results) -> None:
+    for cell in cells:
+        if not results.lacks(cell.name):
+            continue
+        began = time.monotonic()
+        rule = cell.rule(start.seed)
+        latents = start.sample(cell.steps, cell.solver, rule)
+        measures = judge.measures(latents, start.labels) | rule.measures()
+        seconds = time.monotonic() - began
+        results.add(cell.name, measures | {"seconds": seconds})
+        print(f"{part}, seed {start.seed}: {cell.name} ({seconds:.0f} s)", flush=True)
+
+
+def about(samples: int, seed: int, precision: str) -> dict:
+    import comfyui_version  # on the path once the network is built
+
+    weights = hashlib.sha256(model.recognise.train.OUTPUT.read_bytes()).hexdigest()
+    return {
+        "samples": samples,
+        "seed": seed,
+        "precision": precision,
+        "model": weights[:16],
+        "torch": torch.__version__,
+        "comfyui": comfyui_version.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} cores of {_processor()}, Python {platform.python_version()}",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _readable(stored: dict) -> str:
+    """JSON with one run a line, for diffs."""
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(run)}" for name, run in stored["runs"].items())
+    return f'{{\n  "about": {json.dumps(stored["about"])},\n  "runs": {{\n{rows}\n  }}\n}}\n'

@@ -1,0 +1,113 @@
+"""Stored results as numbers with errors, and as markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import runs
+from .metrics import Estimate, at_equal, estimate, paired
+
+
+class Part:
+    """The stored results of one part: values by row and measure, one for each seed, in the order of the seeds."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.stored = runs.load(folder, name)
+        names = [set(seed["runs"]) for seed in self.stored]
+        self.names = [row for row in self.stored[0]["runs"] if all(row in seed for seed in names)] if names else []
+
+    def __contains__(self, row: str) -> bool:
+        return row in self.names
+
+    @property
+    def seeds(self) -> int:
+        return len(self.stored)
+
+    def values(self, row: str, measure: str) -> list[float]:
+        return [seed["runs"][row][measure] for seed in self.stored]
+
+    def mean(self, row: str, measure: str) -> Estimate:
+        return estimate(self.values(row, measure))
+
+    def change(self, row: str, base: str, measure: str) -> Estimate:
+        """Paired by seed."""
+        return paired(self.values(row, measure), self.values(base, measure))
+
+    def against_curve(self, row: str, curve: Sequence[str], axis: str, measure: str, log: bool = False) -> Estimate:
+        """row minus the curve through the rows of `curve`, at row's own value of axis; over the seeds that have it.
+
+        log: between its rows the curve is interpolated in the measure's logarithm.
+        """
+        xs = zip(*(self.values(name, axis) for name in curve), strict=True)  # by seed
+        ys = zip(*(self.values(name, measure) for name in curve), strict=True)
+        changes = []
+        for x, y, xs_, ys_ in zip(self.values(row, axis), self.values(row, measure), xs, ys, strict=True):
+            there = math.exp(at_equal(x, xs_, [math.log(y_) for y_ in ys_])) if log else at_equal(x, xs_, ys_)
+            changes.append(y - there)
+        return estimate(changes)
+
+    def pooled_against_curve(
+        self, row: str, curve: Sequence[str], axis: str, measure: str, log: bool = False
+    ) -> Estimate:
+        """The same of the means over seeds, with the error of the jackknife over seeds; n = 0 where there is no place."""
+
+        def change(seeds: Sequence[int]) -> float:
+            def mean(name: str, key: str) -> float:
+                values = self.values(name, key)
+                return math.fsum(values[seed] for seed in seeds) / len(seeds)
+
+            ys = [mean(name, measure) for name in curve]
+            there = at_equal(
+                mean(row, axis), [mean(name, axis) for name in curve], [math.log(y) for y in ys] if log else ys
+            )
+            return mean(row, measure) - (math.exp(there) if log else there)
+
+        count = self.seeds
+        whole = change(range(count))
+        without = [change([seed for seed in range(count) if seed != left]) for left in range(count)]
+        pseudo = [count * whole - (count - 1) * value for value in without]
+        return estimate(pseudo if not any(map(math.isnan, pseudo)) else [])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float, error: float = math.nan, sign: bool = False) -> str:
+    """As many digits as the error gives sense to; "-" for nan."""
+    if math.isnan(value):
+        return "-"
+    guide = error if error > 0 else abs(value) / 50
+    digits = min(max(1 - math.floor(math.log10(guide)), 0), 5) if guide > 0 else 2
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return f"{text} ± {error:.{digits}f}" if error == error else text
+
+
+def plus_minus(value: Estimate, percent: bool = False) -> str:
+    scale = 100.0 if percent else 1.0
+    return number(value.mean * scale, value.error * scale) + (" %" if percent else "")
+
+
+def difference(value: Estimate, percent: bool = False) -> str:
+    """Mean difference, standard error and t interval."""
+    if math.isnan(value.mean):
+        return "-"
+    scale = 100.0 if percent else 1.0
+    mean, error, half = (scale * v for v in value[:3])
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 5) if error > 0 else 2
+    interval = f"[{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    return f"{number(mean, error, sign=True)} {interval}"
+
+
+def brief(value: Estimate, percent: bool = False) -> str:
+    scale = 100.0 if percent else 1.0
+    return f"{number(scale * value.mean, scale * value.error, sign=True)}, {value.word}"
+
+
+def tally(values: Sequence[Estimate]) -> str:
+    """How many of these differences are better, no difference and worse."""
+    words = [value.word for value in values]
+    return ", ".join(f"{words.count(word)} {word}" for word in ("better", "no difference", "worse") if word in words)

@@ -1,0 +1,150 @@
+"""The mathematics of the evidence benchmark, and that its report says what the stored numbers say."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def package():
+    if "evidence" not in sys.modules:
+        folder = BENCHMARKS / "evidence"
+        spec = importlib.util.spec_from_file_location(
+            "evidence", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["evidence"] = module
+        spec.loader.exec_module(module)
+
+
+package()
+from evidence import metrics, table  # noqa: E402
+
+
+def features(seed, count=300, width=7, scale=1.0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(width, width, generator=generator)
+    return scale * torch.randn(count, width, generator=generator) @ mixing + shift
+
+
+def test_frechet_distance_equals_the_textbook_formula():
+    a, b = features(0).double().numpy(), features(1, scale=1.5, shift=0.3).double().numpy()
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
+    pair = [metrics.Gaussian.of(torch.from_numpy(x)) for x in (a, b)]
+    assert metrics.frechet(*pair) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet(*reversed(pair)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Diagonal ones: |difference of means|^2 + sum of (difference of standard deviations)^2 = 3^2 + 1^2 + 2^2."""
+    a = metrics.Gaussian(torch.zeros(2, dtype=torch.float64), torch.diag(torch.tensor([1.0, 4.0]).double()))
+    b = metrics.Gaussian(torch.tensor([3.0, 0.0]).double(), torch.diag(torch.tensor([4.0, 16.0]).double()))
+    assert metrics.frechet(a, b) == pytest.approx(14.0)
+    assert metrics.frechet(a, a) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_frechet_distance_of_fewer_samples_than_dimensions():
+    few = metrics.Gaussian.of(features(0, count=4))
+    many = metrics.Gaussian.of(features(0))
+    assert math.isfinite(metrics.frechet(few, many)) and metrics.frechet(few, few) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_paired_error_and_interval_are_those_of_the_t_test():
+    ours, base = [3.0, 5.0, 4.0, 8.0, 6.0], [2.5, 5.5, 3.0, 6.0, 5.0]
+    found = metrics.paired(ours, base)
+    test = scipy.stats.ttest_rel(ours, base)
+    interval = test.confidence_interval(0.95)
+    assert found.n == 5 and found.mean == pytest.approx(0.8)
+    assert found.mean / found.error == pytest.approx(test.statistic)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((interval.low, interval.high))
+
+
+def test_word_follows_the_interval():
+    assert metrics.estimate([-1.0, -1.1, -0.9]).word == "better"
+    assert metrics.estimate([1.0, 1.1, 0.9]).word == "worse"
+    assert metrics.estimate([1.0, -1.0, 0.5]).word == "no difference"
+    assert metrics.estimate([5.0]).word == "no difference"  # one seed shows nothing
+    assert metrics.estimate([0.0, 0.0]).word == "no difference"
+    assert metrics.estimate([math.nan]).n == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [(0.5, 12.0), (0.6, 15.0), (0.7, 18.0), (0.8, 24.0), (0.85, 27.0), (0.4, math.nan), (0.95, math.nan)],
+)
+def test_value_at_equal_accuracy(x, expected):
+    """Through (0.5, 12), (0.7, 18), (0.9, 30): 3 a tenth, then 6 a tenth; outside there is nothing."""
+    assert metrics.at_equal(x, [0.5, 0.7, 0.9], [12.0, 18.0, 30.0]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_flat_or_returning_curve_has_no_value_at_equal_accuracy():
+    assert math.isnan(metrics.at_equal(0.9, [0.5, 0.9, 0.9], [1.0, 2.0, 3.0]))
+    assert math.isnan(metrics.at_equal(0.8, [0.5, 0.9, 0.7], [1.0, 2.0, 3.0]))
+    assert metrics.at_equal(0.6, [0.5, 0.9, 0.7], [1.0, 5.0, 3.0]) == pytest.approx(2.0)
+
+
+def test_tails_and_kurtosis():
+    latents = torch.zeros(2, 1, 4, 5)
+    latents.flatten()[:2] = torch.tensor([9.0, -9.0])
+    assert metrics.tail_share(latents, torch.zeros(1), torch.tensor([2.0])) == pytest.approx(2 / 40)
+    assert metrics.tail_share(latents, torch.zeros(1), torch.tensor([2.25])) == 0.0  # at 4 exactly
+    assert metrics.kurtosis(latents) == pytest.approx(20.0)  # 40 values, 2 of them out: 1 / (2 / 40)
+    normal = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert metrics.kurtosis(5 * normal + 2) == pytest.approx(3.0, abs=0.1)
+
+
+def test_results_are_paired_by_seed_and_rows_that_a_seed_lacks_left_out(tmp_path):
+    for seed, (plain, ours) in enumerate([(1.0, 0.5), (3.0, 2.0)]):
+        rows = {"plain": {"fd": plain}, "ours": {"fd": ours}} | ({"late": {"fd": 0.0}} if seed else {})
+        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
+    part = table.Part(tmp_path, "part")
+    assert part.names == ["plain", "ours"] and part.seeds == 2
+    assert part.change("ours", "plain", "fd").mean == pytest.approx(-0.75)
+
+
+def test_change_against_a_curve_seed_by_seed_and_pooled(tmp_path):
+    """Curves y = 10 x + seed, rows 0.5 above them: both ways 0.5, without error, and nothing where no curve is."""
+    for seed in range(3):
+        rows = {f"curve {x}": {"x": x, "y": 10.0 * x + seed} for x in (0.0, 1.0, 2.0)}
+        rows |= {"ours": {"x": 0.7 + 0.1 * seed, "y": 7.5 + 2 * seed}, "beyond": {"x": 3.0, "y": 0.0}}
+        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
+    part, curve = table.Part(tmp_path, "part"), [f"curve {x}" for x in (0.0, 1.0, 2.0)]
+    for change in (part.against_curve, part.pooled_against_curve):
+        assert change("ours", curve, "x", "y")[:2] == pytest.approx((0.5, 0.0), abs=1e-9)
+        assert change("beyond", curve, "x", "y").n == 0
+
+
+def test_jackknife_of_a_mean_is_its_standard_error(tmp_path):
+    """Where the curve is flat in y the pooled change is a plain mean, 2, of 1, 2 and 3: error sqrt(1 / 3)."""
+    for seed in range(3):
+        rows = {"a": {"x": 0.0, "y": 5.0}, "b": {"x": 1.0, "y": 5.0}, "ours": {"x": 0.5, "y": 6.0 + seed}}
+        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
+    found = table.Part(tmp_path, "part").pooled_against_curve("ours", ["a", "b"], "x", "y", log=True)
+    assert (found.mean, found.error) == pytest.approx((2.0, math.sqrt(1 / 3)))
+
+
+def test_numbers_have_as_many_digits_as_their_error():
+    assert table.number(1.23456, 0.0123) == "1.235 ± 0.012"
+    assert table.number(123.456, 4.5) == "123.5 ± 4.5"
+    assert table.number(-0.5, 0.25, sign=True) == "-0.50 ± 0.25"
+    assert table.number(math.nan) == "-"
+
+
+def test_report_is_what_the_stored_numbers_give():
+    from evidence import report
+
+    path = ROOT / "docs" / "RESULTS.md"
+    command = "python dev.py bench evidence --full"
+    assert report.text(BENCHMARKS / "evidence" / "results", "images", command) == path.read_text(encoding="utf-8")
