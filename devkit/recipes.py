@@ -27,15 +27,15 @@ def samg_side_by_side(flow: Workflow) -> None:
     plain_image = flow.node("VAEDecode", samples=plain[0], vae=checkpoint[2])
     plain_save = flow.node("SaveImage", images=plain_image[0], filename_prefix="gimbal/plain", size=PICTURE)
     samg = flow.node("GimbalSAMG", model=checkpoint[0])
-    guided = flow.node("KSampler", caption="SAMG: cfg 5.2", model=samg[0], cfg=5.2, **common)
+    guided = flow.node("KSampler", caption="SAMG: cfg 5", model=samg[0], cfg=5.0, **common)
     guided_image = flow.node("VAEDecode", samples=guided[0], vae=checkpoint[2])
     guided_save = flow.node("SaveImage", images=guided_image[0], filename_prefix="gimbal/samg", size=PICTURE)
     preview = flow.node("GimbalGuidancePreview", latent=guided[0], model=samg[0])
     picture = flow.node("PreviewImage", images=preview[0], size=STRIP)
     note = flow.note(
         "## SAMG against plain CFG\n\nSame seed, same prompt. **SAMG** guides each place of the picture at its own scale: less "
-        "at edges, where guidance is strong, more in calm areas.\n\nIts mean scale is about 1.45 times cfg, so the lower "
-        "sampler runs at 0.7 of the upper one's cfg. Comparing both at the same cfg compares strengths, not methods.\n\n"
+        "at edges, where guidance is strong, more in calm areas.\n\nIts mean scale is about 1.5 times cfg, so the lower "
+        "sampler runs at two thirds of the upper one's cfg. Comparing both at the same cfg compares strengths, not methods.\n\n"
         "The strip at the bottom shows where it guided how strongly.",
         height=300,
     )
@@ -61,7 +61,7 @@ def stacked(flow: Workflow) -> None:
     rescale = flow.node("RescaleCFG", model=samg[0], multiplier=0.7)
     aqclip = flow.node("GimbalAQClip", model=rescale[0], corridor="strong", confidence="attention")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], form="smooth")
-    sampler = flow.node("KSampler", caption="Stacked: cfg 6.3", model=grain[0], cfg=6.3, **common)
+    sampler = flow.node("KSampler", caption="Stacked: cfg 6", model=grain[0], cfg=6.0, **common)
     image = flow.node("VAEDecode", samples=sampler[0], vae=checkpoint[2])
     save = flow.node("SaveImage", images=image[0], filename_prefix="gimbal/stacked", size=PICTURE)
     confidence = flow.node("GimbalConfidencePreview", latent=sampler[0], model=grain[0])
@@ -147,15 +147,15 @@ def samg_video(flow: Workflow) -> None:
     plain_save = flow.node("SaveAnimatedWEBP", images=plain_frames[0], filename_prefix="gimbal/plain", **film)
     samg = flow.node("GimbalSAMG", model=shift[0], scope="clip")
     aqclip = flow.node("GimbalAQClip", model=samg[0])
-    sampler = flow.node("KSampler", caption="SAMG and AQClip: cfg 4.2", model=aqclip[0], cfg=4.2, **common)
+    sampler = flow.node("KSampler", caption="SAMG and AQClip: cfg 4", model=aqclip[0], cfg=4.0, **common)
     frames = flow.node("VAEDecode", samples=sampler[0], vae=vae[0])
     save = flow.node("SaveAnimatedWEBP", images=frames[0], filename_prefix="gimbal/stabilised", **film)
     preview = flow.node("GimbalGuidancePreview", latent=sampler[0], model=aqclip[0])
     picture = flow.node("PreviewImage", images=preview[0], size=STRIP)
     note = flow.note(
         "## SAMG on video\n\nSame seed. `scope: clip` measures all frames by one range, so the guidance does not flicker; AQClip "
-        "clips frame by frame and averages its corridors over the steps.\n\nThe lower sampler runs at 0.7 of the upper one's "
-        "cfg, because SAMG's mean scale is about 1.45 times cfg. The strip shows the middle frame.",
+        "clips frame by frame.\n\nThe lower sampler runs at two thirds of the upper one's "
+        "cfg, because SAMG's mean scale is about 1.5 times cfg. The strip shows the middle frame.",
         height=260,
     )
     x, _ = flow.columns([model, clip, vae, shift], [positive, negative, latent, note])

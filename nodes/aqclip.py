@@ -98,11 +98,12 @@ class GimbalAQClip(io.ComfyNode):
                 *tiles(),
                 io.Float.Input(
                     "ema_beta",
-                    default=0.8,
+                    default=0.0,
                     min=0.0,
                     max=0.99,
                     step=0.01,
-                    tooltip="How much of the corridor comes from earlier steps. 0 forgets them.",
+                    tooltip="How much of the corridor comes from earlier steps. 0 forgets them. The paper's 0.8 lags behind a "
+                    "prediction that gains contrast from step to step, and takes some of it away.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

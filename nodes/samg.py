@@ -73,7 +73,7 @@ class GimbalSAMG(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/guidance",
             description="Guides each place of the picture at its own scale: less where the guidance is strong (edges), "
-            "more where it is weak. Its mean scale is about 1.45 times cfg, so start at 0.7 of your usual cfg. Needs cfg above 1.",
+            "more where it is weak. Its mean scale is about 1.5 times cfg, so start at two thirds of your usual cfg. Needs cfg above 1.",
             inputs=[
                 io.Model.Input("model"),
                 io.Combo.Input(
@@ -89,7 +89,7 @@ class GimbalSAMG(io.ComfyNode):
                     "normalize",
                     options=["quantile", "minmax"],
                     default="quantile",
-                    tooltip="What counts as strongest and weakest. quantile: the 1 % and 99 % quantiles. "
+                    tooltip="What counts as strongest and weakest. quantile: what is left without the highest and lowest 1 %. "
                     "minmax: the extremes, as in the paper; one odd point can decide the whole map.",
                 ),
                 io.Combo.Input(
