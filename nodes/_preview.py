@@ -9,9 +9,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ._hooks import stages_of
 from ._observe import Look, Seen
 from ._picture import strip
-from ._run import Stage, stages_of
+from ._stages import Stage
 
 logger = logging.getLogger(__name__)
 

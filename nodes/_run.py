@@ -1,109 +1,20 @@
-"""How the pack hooks into a sampling run. The only module that knows ComfyUI's wrappers and option dictionaries.
-
-A node adds a *stage*. A `DenoisedStage` changes the final prediction of x0 at every model call, after guidance: all of
-a model's share one PREDICT_NOISE wrapper, which every guider passes through (custom ones included, which a post-CFG
-function would miss) and which applies them in the order of the nodes. A `GuidanceStage` changes the conditional
-prediction before CFG: each is a pre-CFG function of its own, so that other packs' keep their places around it.
-
-What a run remembers lives in a `Run`, made when sampling starts, kept in that run's own options and gone with them.
-A patched model holds configuration only, so ComfyUI may cache it between prompts and share it between branches. The
-one thing a run leaves behind is what its stages saw, for the preview nodes to show (see _observe); no run reads it.
-"""
+"""What one sampling run remembers and reports. It is made when sampling starts and dropped when it ends."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.schedule import step_index
 from ._attention import AttentionReader
-from ._observe import Observer, Watch
+from ._observe import Watch
+from ._stages import Call, DenoisedStage, GuidanceStage, Stage
 
 logger = logging.getLogger(__name__)
-
-KEY = "gimbal"
-SAMPLER_KEY = "gimbal.sampler"
-
-
-@dataclass(frozen=True)
-class Window:
-    """The part of the schedule a stage acts in, as fractions of the whole noise schedule: 0 is pure noise, 1 the end."""
-
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    def check(self, node: str) -> None:
-        if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
-            raise ValueError(
-                f"{node}: start_percent ({self.start_percent}) must not be above end_percent ({self.end_percent}), "
-                "both between 0 and 1; lower start_percent or raise end_percent."
-            )
-
-    def covers(self, sigma: Tensor, model_sampling: Any) -> bool:
-        if self.start_percent == 0.0 and self.end_percent == 1.0:
-            return True  # without asking for sigma's value, which would wait for the device
-        start = model_sampling.percent_to_sigma(self.start_percent)
-        end = model_sampling.percent_to_sigma(self.end_percent)
-        return end <= float(sigma.flatten()[0]) <= start
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """What one node does, with its options. Nothing in it changes."""
-
-    node: str  # display name, for messages
-    window: Window
-    observer: Observer = field(default_factory=Observer, kw_only=True)
-
-    def settings(self) -> str:
-        """The options in a few words, for the one log line of a run."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a stage may want to know of one model call."""
-
-    step: int | None  # None if the stage has no state
-    attention: (
-        Tensor | None
-    )  # the network's confidence on its token grid, (B, h, w) or (B, F, h, w), where asked for and read
-    look: Callable[..., None]  # show maps (B, *spatial) by name to the preview nodes
-
-
-@dataclass(frozen=True, eq=False)
-class DenoisedStage(Stage):
-    reads_attention = False
-
-    def new_state(self) -> Any:
-        """What a run has to remember between steps, made anew for each run. None: nothing."""
-        return None
-
-    def objection(self, denoised: Tensor) -> str:
-        """Why this stage cannot act on such a latent; empty if it can."""
-        return ""
-
-    def apply(self, denoised: Tensor, state: Any, call: Call) -> Tensor:
-        """denoised (B, C, *spatial) to the same shape, without changing it."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, eq=False)
-class GuidanceStage(Stage):
-    def objection(self, cond: Tensor, cfg: float) -> str:
-        """Why this stage cannot act on such a prediction; empty if it can."""
-        return ""
-
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
-        """The conditional prediction that plain CFG is to see instead of cond."""
-        raise NotImplementedError
 
 
 class Record:
@@ -243,104 +154,5 @@ def warn_nonfinite(node: str, what: str, found: Tensor) -> None:
     )
 
 
-class _Begin:
-    """OUTER_SAMPLE wrapper: gives each run its own memory, and reports at the end."""
-
-    def __init__(self, stages: tuple[Stage, ...]):
-        self.stages = stages
-
-    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
-        run = Run(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
-        # These options were cloned for this run and are dropped after it.
-        executor.class_obj.model_options["transformer_options"][KEY] = run
-        samples = executor(*args, **kwargs)
-        run.end(samples)
-        return samples
-
-
-class _Predict:
-    """PREDICT_NOISE wrapper: applies the stages to what the guider predicts."""
-
-    def __init__(self, stages: tuple[Stage, ...]):
-        self.stages = stages
-
-    def __call__(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any):
-        denoised = executor(x, timestep, model_options, *args, **kwargs)
-        return _run_of(model_options, self.stages).denoised(denoised, timestep, executor.class_obj.model_patcher)
-
-
-class _Network:
-    """APPLY_MODEL wrapper: reads the attention of each network call for the stages that go by it."""
-
-    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), Run))
-        options = next(found, None)
-        if options is None or options[KEY].packed:
-            return executor(x, t, *args, **kwargs)
-        return options[KEY].attention.call(executor, x, t, *args, **kwargs)
-
-
 def reads_attention(stages: tuple[Stage, ...]) -> bool:
     return any(isinstance(stage, DenoisedStage) and stage.reads_attention for stage in stages)
-
-
-def stages_of(model: Any) -> tuple[Stage, ...]:
-    """The stages that a model patcher carries, in the order of their nodes."""
-    begin = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
-    return begin[0].stages if begin else ()
-
-
-def add_stage(model: Any, stage: Stage) -> Any:
-    """A clone of the model patcher with one more stage, which acts after those of its kind that earlier nodes added."""
-    stage.window.check(stage.node)
-    patched = model.clone()
-    stages = (*stages_of(patched), stage)
-    wrappers = {WrappersMP.OUTER_SAMPLE: _Begin(stages), WrappersMP.PREDICT_NOISE: _Predict(stages)}
-    if reads_attention(stages):
-        wrappers[WrappersMP.APPLY_MODEL] = _Network()
-    for kind, wrapper in wrappers.items():
-        patched.remove_wrappers_with_key(kind, KEY)
-        patched.add_wrapper_with_key(kind, KEY, wrapper)
-    if isinstance(stage, GuidanceStage):
-        patched.set_model_sampler_pre_cfg_function(_pre_cfg(stage))
-    return patched
-
-
-class _Exchange:
-    """OUTER_SAMPLE wrapper: another sampler in the place of the one that was chosen."""
-
-    def __init__(self, exchange: Callable[[Any], Any]):
-        self.exchange = exchange
-
-    def __call__(
-        self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        return executor(noise, latent, self.exchange(sampler), *args, **kwargs)
-
-
-def exchange_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> Any:
-    """A clone of the model patcher whose runs use exchange(sampler) instead of their sampler.
-
-    Raises:
-        ValueError: the model's sampler is exchanged already.
-    """
-    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
-        raise ValueError(f"{node}: this model carries a corrected sampler already; remove one of the two nodes.")
-    patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY, _Exchange(exchange))
-    return patched
-
-
-def _pre_cfg(stage: GuidanceStage) -> Any:
-    def steer(args: dict) -> list[Tensor]:
-        return _run_of(args["model_options"], (stage,)).guidance(stage, args)
-
-    return steer
-
-
-def _run_of(model_options: dict, stages: tuple[Stage, ...]) -> Run:
-    run = model_options.get("transformer_options", {}).get(KEY)
-    # None where a pack has a sampling loop of its own around the guider. Act as well as can be done without memory;
-    # these options may outlive the loop, so nothing is kept in them.
-    return Run(stages, []) if run is None else run

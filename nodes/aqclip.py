@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..core.aqclip import AQClipState, aqclip
 from . import _inputs
+from ._hooks import add_stage
 from ._latent import on_latent
-from ._run import Call, DenoisedStage, Window, add_stage
+from ._stages import Call, DenoisedStage, Window
 from .confidence import certainty, check_tiles, not_a_picture, source, tiles
 
 # name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.

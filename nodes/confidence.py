@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ..core.confidence import gradient_confidence, tile_confidence
 from . import _inputs, _preview
+from ._hooks import add_stage
 from ._picture import Row, strip
-from ._run import Call, DenoisedStage, Window, add_stage
+from ._stages import Call, DenoisedStage, Window
 
 SOURCES = ("gradient", "attention")
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..core.micrograin import micrograin
 from . import _inputs
+from ._hooks import add_stage
 from ._latent import on_latent
-from ._run import Call, DenoisedStage, Window, add_stage
+from ._stages import Call, DenoisedStage, Window
 
 FORMS = ["hard", "smooth", "tanh"]
 

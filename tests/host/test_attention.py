@@ -36,7 +36,7 @@ def watch(comfy):
 @pytest.fixture
 def seen_by(comfy):
     """What the last stage of a model saw of the run that made these samples."""
-    from gimbal.nodes._run import stages_of
+    from gimbal.nodes._hooks import stages_of
 
     def seen_by(model, samples):
         seen, made_these = stages_of(model)[-1].observer.run_that_made(samples)
@@ -231,7 +231,7 @@ def test_prompts_for_areas_fall_back_to_the_gradient(tiny, watch, caplog):
 def test_aqclip_goes_by_it(tiny, denoised_seen, comfy):
     """The node's first step, from the map that the watching node saw on the same step."""
     from gimbal.core.aqclip import aqclip
-    from gimbal.nodes._run import stages_of
+    from gimbal.nodes._hooks import stages_of
     from gimbal.nodes.aqclip import GimbalAQClip
 
     options = {"corridor": "strong", "strength": 1.0, "tile": 6, "stride": 4, "ema_beta": 0.8}

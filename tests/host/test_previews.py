@@ -56,7 +56,7 @@ def confidence(comfy):
 
 
 def looks(model, samples):
-    from gimbal.nodes._run import stages_of
+    from gimbal.nodes._hooks import stages_of
 
     seen, made_these = stages_of(model)[-1].observer.run_that_made(samples)
     assert made_these

@@ -1,0 +1,201 @@
+"""Q-Drift's correction as a sampler function in the place of ComfyUI's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.k_diffusion import sampling
+from torch import Tensor
+
+from ..calibration.statistics import QDriftStatistics
+from ..core.plan import Plan, make_plan
+from ..core.qdrift import euler_gain
+from ..core.schedule import step_index
+from ..core.solvers import run
+from . import _origin
+from ._model_kind import latent_format, path_of
+from ._stages import Window
+
+logger = logging.getLogger(__name__)
+
+REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
+ANCESTRAL = (sampling.sample_euler_ancestral, sampling.sample_euler_ancestral_RF)
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What the two nodes have in common: statistics, how to use them, and the sampler function made of that."""
+
+    node: str
+    stats: QDriftStatistics
+    strength: float
+    channels: str
+    rule: str
+    variance: str
+    bias: str
+    unsupported: str
+    window: Window
+
+    def corrected(self, sampler: Any) -> comfy.samplers.KSAMPLER:
+        """`sampler` with this correction built in.
+
+        Raises:
+            ValueError: it is of a kind of its own, or corrected already.
+        """
+        if type(sampler) is not comfy.samplers.KSAMPLER:
+            raise ValueError(
+                f"{self.node}: the sampler is a {type(sampler).__name__}, whose steps cannot be read; "
+                "choose one of ComfyUI's samplers."
+            )
+        if isinstance(sampler.sampler_function, Corrected):
+            raise ValueError(
+                f"{self.node}: this run's sampler is corrected already; use the Q-Drift model or the Q-Drift sampler, not both."
+            )
+        function = Corrected(self, sampler.sampler_function)
+        return comfy.samplers.KSAMPLER(function, dict(sampler.extra_options), dict(sampler.inpaint_options))
+
+    def check_model(self, patcher: Any, x: Tensor, packed: bool) -> str:
+        """The model's path, "ve" or "flow".
+
+        Raises:
+            ValueError: the statistics are of another kind of model.
+        """
+        about, path = self.stats.provenance, path_of(self.node, patcher)
+        if packed:
+            raise ValueError(
+                f"{self.node}: this latent packs several parts (video and audio) into one; remove the node."
+            )
+        for what, ours, theirs in (
+            ("path", path, about.path),
+            ("number of latent channels", x.shape[1], about.latent_channels),
+            ("latent format", latent_format(patcher), about.latent_format or latent_format(patcher)),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"{self.node}: the statistics are of another model: {what} {theirs}, this one has {ours}; "
+                    "load the statistics of this model or calibrate it."
+                )
+        return path
+
+    def say_differences(self, guider: Any, sampler: str) -> None:
+        """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
+        about, found = self.stats.provenance, []
+        cfg = getattr(guider, "cfg", about.cfg)
+        if abs(cfg - about.cfg) > 1e-6:
+            found.append(f"cfg {cfg:g} instead of {about.cfg:g}")
+        for what, ours, theirs in (
+            ("sampler", sampler, about.solver.replace("ddim", "euler")),  # one function under two names
+            ("device", _origin.environment()["device"], about.device),
+            ("weights", _origin.quantization(guider.model_patcher), about.quantization),
+        ):
+            if theirs and ours != theirs:
+                found.append(f"{what} {ours} instead of {theirs}")
+        if found:
+            logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, "; ".join(found))
+
+    def variance_at(self, model_sampling: Any) -> Any:
+        def variance(sigma: float) -> Tensor:
+            found = self.stats.variance(sigma, self.channels, self.variance)
+            return found if self.window.covers(torch.tensor([sigma]), model_sampling) else torch.zeros_like(found)
+
+        return variance
+
+    def bias_at(self, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, and the mean error where eps_hat is 0: E[delta | eps_hat] = slope eps_hat + intercept."""
+        slope = self.strength * self.stats.slope(sigma, self.channels)
+        return slope, torch.zeros_like(slope), self.strength * self.stats.intercept(sigma, self.channels)
+
+
+class Corrected:
+    """A sampler function, as ComfyUI's KSAMPLER calls it."""
+
+    def __init__(self, correction: Correction, plain: Any):
+        self.correction, self.plain = correction, plain
+        self.__name__ = getattr(plain, "__name__", "sampler")
+
+    def __call__(
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict | None = None,
+        callback: Any = None,
+        disable: bool | None = None,
+        **options: Any,
+    ) -> Tensor:
+        extra_args, ours = extra_args or {}, self.correction
+        if len(sigmas) < 2:
+            return self.plain(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+        guider = model.inner_model
+        name = self.__name__.removeprefix("sample_").removesuffix("_function").removesuffix("_RF")
+        path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
+        ours.say_differences(guider, name)
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        ancestral = self.plain in ANCESTRAL and "noise_sampler" not in options
+        try:
+            plan = make_plan(
+                "euler_ancestral" if ancestral else self.plain,
+                sigmas,
+                path=path,
+                variance=ours.variance_at(model_sampling),
+                strength=ours.strength,
+                rule=ours.rule,
+                options=options,
+                model_sampling=model_sampling,
+                bias=None if ours.bias == "off" else ours.bias_at,
+                bias_mode="stochastic" if ours.bias == "stochastic" else "deterministic",
+            )
+        except ValueError as error:
+            if ours.unsupported == REFUSE:
+                raise ValueError(
+                    f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...), or set 'unsupported' to "
+                    f"{FIRST_ORDER!r}."
+                ) from error
+            per_call = _PerCall(model, ours, path, sigmas, model_sampling)
+            logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
+            return self.plain(
+                per_call, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options
+            )
+        logger.info("%s: %s.", ours.node, plan.describe())
+        return self._run(plan, model, x, extra_args, callback, ancestral)
+
+    @staticmethod
+    def _run(plan: Plan, model: Any, x: Tensor, extra_args: dict, callback: Any, ancestral: bool) -> Tensor:
+        seed = extra_args.get("seed")
+        return run(
+            plan,
+            lambda at, sigma: model(at, sigma, **extra_args),
+            x,
+            callback=callback,
+            mask=extra_args.get("denoise_mask"),
+            noise_sampler=sampling.default_noise_sampler(x, seed=seed) if ancestral else None,
+            generator=None if seed is None else torch.Generator().manual_seed(seed + 1),
+        )
+
+
+class _PerCall:
+    """A model whose noise prediction is lengthened at each call, for samplers whose steps are not known."""
+
+    def __init__(self, model: Any, correction: Correction, path: str, sigmas: Tensor, model_sampling: Any):
+        self._model, self._path, self._rule = model, path, correction.rule
+        self._sigmas = sigmas.tolist()
+        self._variance, self._strength = correction.variance_at(model_sampling), correction.strength
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **options: Any) -> Tensor:
+        denoised = self._model(x, sigma, **options)
+        level = float(sigma.flatten()[0])
+        following = self._sigmas[step_index(level, self._sigmas) + 1]
+        alpha = 1.0 - level if self._path == "flow" and self._rule != "paper" else 1.0
+        if alpha <= 0.0:
+            return denoised
+        # On flow V_eps = alpha^2 V_v, and eps = (x - alpha denoised)/sigma grows instead of the velocity.
+        gain = (self._strength * euler_gain(level, following, alpha**2 * self._variance(level))).clamp(-1.0, 1.0)
+        gain = gain.to(denoised).view(1, -1, *[1] * (x.ndim - 2))
+        return denoised * (1.0 + gain) - x * (gain / alpha)

@@ -1,0 +1,120 @@
+"""How the pack hooks into a sampling run. The only module that knows ComfyUI's wrappers and option dictionaries.
+
+All of a model's denoised stages share one PREDICT_NOISE wrapper, which every guider passes through (custom ones
+included, which a post-CFG function would miss) and which applies them in the order of the nodes. Each guidance stage is
+a pre-CFG function of its own, so that other packs' keep their places around it. What a run remembers lives in a `Run`,
+made by an OUTER_SAMPLE wrapper, kept in that run's own options and gone with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ._run import Run, reads_attention
+from ._stages import GuidanceStage, Stage
+
+KEY = "gimbal"
+SAMPLER_KEY = "gimbal.sampler"
+
+
+class _Begin:
+    """OUTER_SAMPLE wrapper: gives each run its own memory, and reports at the end."""
+
+    def __init__(self, stages: tuple[Stage, ...]):
+        self.stages = stages
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
+        run = Run(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
+        # These options were cloned for this run and are dropped after it.
+        executor.class_obj.model_options["transformer_options"][KEY] = run
+        samples = executor(*args, **kwargs)
+        run.end(samples)
+        return samples
+
+
+class _Predict:
+    """PREDICT_NOISE wrapper: applies the stages to what the guider predicts."""
+
+    def __init__(self, stages: tuple[Stage, ...]):
+        self.stages = stages
+
+    def __call__(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any):
+        denoised = executor(x, timestep, model_options, *args, **kwargs)
+        return _run_of(model_options, self.stages).denoised(denoised, timestep, executor.class_obj.model_patcher)
+
+
+class _Network:
+    """APPLY_MODEL wrapper: reads the attention of each network call for the stages that go by it."""
+
+    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), Run))
+        options = next(found, None)
+        if options is None or options[KEY].packed:
+            return executor(x, t, *args, **kwargs)
+        return options[KEY].attention.call(executor, x, t, *args, **kwargs)
+
+
+def stages_of(model: Any) -> tuple[Stage, ...]:
+    """The stages that a model patcher carries, in the order of their nodes."""
+    begin = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    return begin[0].stages if begin else ()
+
+
+def add_stage(model: Any, stage: Stage) -> Any:
+    """A clone of the model patcher with one more stage, which acts after those of its kind that earlier nodes added."""
+    stage.window.check(stage.node)
+    patched = model.clone()
+    stages = (*stages_of(patched), stage)
+    wrappers = {WrappersMP.OUTER_SAMPLE: _Begin(stages), WrappersMP.PREDICT_NOISE: _Predict(stages)}
+    if reads_attention(stages):
+        wrappers[WrappersMP.APPLY_MODEL] = _Network()
+    for kind, wrapper in wrappers.items():
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    if isinstance(stage, GuidanceStage):
+        patched.set_model_sampler_pre_cfg_function(_pre_cfg(stage))
+    return patched
+
+
+class _Exchange:
+    """OUTER_SAMPLE wrapper: another sampler in the place of the one that was chosen."""
+
+    def __init__(self, exchange: Callable[[Any], Any]):
+        self.exchange = exchange
+
+    def __call__(
+        self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        return executor(noise, latent, self.exchange(sampler), *args, **kwargs)
+
+
+def exchange_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> Any:
+    """A clone of the model patcher whose runs use exchange(sampler) instead of their sampler.
+
+    Raises:
+        ValueError: the model's sampler is exchanged already.
+    """
+    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
+        raise ValueError(f"{node}: this model carries a corrected sampler already; remove one of the two nodes.")
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY, _Exchange(exchange))
+    return patched
+
+
+def _pre_cfg(stage: GuidanceStage) -> Any:
+    def steer(args: dict) -> list[Tensor]:
+        return _run_of(args["model_options"], (stage,)).guidance(stage, args)
+
+    return steer
+
+
+def _run_of(model_options: dict, stages: tuple[Stage, ...]) -> Run:
+    run = model_options.get("transformer_options", {}).get(KEY)
+    # None where a pack has a sampling loop of its own around the guider. Act as well as can be done without memory;
+    # these options may outlive the loop, so nothing is kept in them.
+    return Run(stages, []) if run is None else run

@@ -1,0 +1,91 @@
+"""What a node does in a sampling run, as a *stage*: its options and how it changes a prediction.
+
+A `DenoisedStage` changes the final prediction of x0 at every model call, after guidance. A `GuidanceStage` changes the
+conditional prediction before CFG. A stage holds configuration only, so ComfyUI may cache the model that carries it
+between prompts and share it between branches. The one thing a run leaves behind is what its stages saw, for the preview
+nodes to show (see _observe); no run reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ._observe import Observer
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the schedule a stage acts in, as fractions of the whole noise schedule: 0 is pure noise, 1 the end."""
+
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def check(self, node: str) -> None:
+        if not 0.0 <= self.start_percent <= self.end_percent <= 1.0:
+            raise ValueError(
+                f"{node}: start_percent ({self.start_percent}) must not be above end_percent ({self.end_percent}), "
+                "both between 0 and 1; lower start_percent or raise end_percent."
+            )
+
+    def covers(self, sigma: Tensor, model_sampling: Any) -> bool:
+        if self.start_percent == 0.0 and self.end_percent == 1.0:
+            return True  # without asking for sigma's value, which would wait for the device
+        start = model_sampling.percent_to_sigma(self.start_percent)
+        end = model_sampling.percent_to_sigma(self.end_percent)
+        return end <= float(sigma.flatten()[0]) <= start
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What one node does, with its options. Nothing in it changes."""
+
+    node: str  # display name, for messages
+    window: Window
+    observer: Observer = field(default_factory=Observer, kw_only=True)
+
+    def settings(self) -> str:
+        """The options in a few words, for the one log line of a run."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a stage may want to know of one model call."""
+
+    step: int | None  # None if the stage has no state
+    attention: (
+        Tensor | None
+    )  # the network's confidence on its token grid, (B, h, w) or (B, F, h, w), where asked for and read
+    look: Callable[..., None]  # show maps (B, *spatial) by name to the preview nodes
+
+
+@dataclass(frozen=True, eq=False)
+class DenoisedStage(Stage):
+    reads_attention = False
+
+    def new_state(self) -> Any:
+        """What a run has to remember between steps, made anew for each run. None: nothing."""
+        return None
+
+    def objection(self, denoised: Tensor) -> str:
+        """Why this stage cannot act on such a latent; empty if it can."""
+        return ""
+
+    def apply(self, denoised: Tensor, state: Any, call: Call) -> Tensor:
+        """denoised (B, C, *spatial) to the same shape, without changing it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceStage(Stage):
+    def objection(self, cond: Tensor, cfg: float) -> str:
+        """Why this stage cannot act on such a prediction; empty if it can."""
+        return ""
+
+    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
+        """The conditional prediction that plain CFG is to see instead of cond."""
+        raise NotImplementedError
