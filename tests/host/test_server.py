@@ -118,6 +118,11 @@ def test_nodes_are_registered_and_explain_themselves(ours):
                 assert rest and rest[0].get("tooltip"), f"{name}.{label} has no tooltip"
 
 
+def test_the_template_browser_lists_every_workflow(server):
+    listed = server.get("/workflow_templates")["gimbal"]
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+
+
 def test_start_up_is_quiet(server):
     about_us = [line for line in server.log_lines() if "gimbal" in line.lower()]
     assert not [line for line in about_us if "warn" in line.lower() or "error" in line.lower()], about_us
