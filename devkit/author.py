@@ -35,7 +35,9 @@ class Workflow:
         self.groups: list[dict] = []
 
     def node(self, kind: str, *, caption: str = "", size: tuple[int, int] = (WIDTH, 0), **inputs: object) -> Node:
-        """A node; caption instead of its name; height 0 is as high as its rows. An input is a widget's value or another node's output, `node[slot]`. What is left out gets its default.
+        """A node. caption: instead of its name; size: a height of 0 is as high as its rows.
+
+        An input is a widget's value or another node's output, `node[slot]`. What is left out gets its default.
 
         ValueError: the node has no such input, or an input without a default is missing.
         """

@@ -30,16 +30,18 @@ KEYS = 1024
 
 # Networks whose attention runs over text and image tokens together, by class name. All put text first, but for
 # HunyuanVideo up to ComfyUI 0.13. In any other network, only attention among exactly the image's tokens is understood.
-JOINT = {
-    "MMDiT": "text first",
-    "OpenAISignatureMMDITWrapper": "text first",
-    "Flux": "text first",
-    "Chroma": "text first",
-    "ChromaRadiance": "text first",
-    "HunyuanVideo": "text first",
-    "QwenImageTransformer2DModel": "text first",
-    "NextDiT": "text first",
-}
+JOINT = frozenset(
+    {
+        "MMDiT",
+        "OpenAISignatureMMDITWrapper",
+        "Flux",
+        "Chroma",
+        "ChromaRadiance",
+        "HunyuanVideo",
+        "QwenImageTransformer2DModel",
+        "NextDiT",
+    }
+)
 ARGUMENTS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape")
 RENAMED = {"query": "q", "key": "k", "value": "v"}  # one of ComfyUI's attention functions calls them so
 
@@ -49,7 +51,7 @@ class AttentionReader:
 
     def __init__(self) -> None:
         self.target: int | None = None  # which of a call's self-attentions is read; None: not known yet
-        self.refusal = ""
+        self.refusal = "No call of the network was seen"
         self._maps: list[tuple[torch.Size, Tensor]] = []  # with the shape of the latent that the network saw
 
     def take(self, latent: torch.Size) -> Tensor | None:

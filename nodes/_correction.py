@@ -104,10 +104,14 @@ class Correction:
 
         return variance
 
-    def bias_at(self, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, and the mean error where eps_hat is 0: E[delta | eps_hat] = slope eps_hat + intercept."""
-        slope = self.strength * self.stats.slope(sigma, self.channels)
-        return slope, torch.zeros_like(slope), self.strength * self.stats.intercept(sigma, self.channels)
+    def bias_at(self, model_sampling: Any) -> Any:
+        def bias(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+            """Slope, and the mean error where eps_hat is 0: E[delta | eps_hat] = slope eps_hat + intercept."""
+            share = self.strength if self.window.covers(torch.tensor([sigma]), model_sampling) else 0.0
+            slope = share * self.stats.slope(sigma, self.channels)
+            return slope, torch.zeros_like(slope), share * self.stats.intercept(sigma, self.channels)
+
+        return bias
 
 
 class Corrected:
@@ -146,7 +150,7 @@ class Corrected:
                 rule=ours.rule,
                 options=options,
                 model_sampling=model_sampling,
-                bias=None if ours.bias == "off" else ours.bias_at,
+                bias=None if ours.bias == "off" else ours.bias_at(model_sampling),
                 bias_mode="stochastic" if ours.bias == "stochastic" else "deterministic",
             )
         except ValueError as error:
@@ -157,6 +161,10 @@ class Corrected:
                 ) from error
             per_call = _PerCall(model, ours, path, sigmas, model_sampling)
             logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
+            if ours.bias != "off":
+                logger.warning(
+                    "%s: left the bias correction out, which needs a sampler with a corrected form.", ours.node
+                )
             return self.plain(
                 per_call, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options
             )

@@ -151,7 +151,7 @@ def test_samplers_without_a_corrected_form(tiny, drift, statistics, caplog, samp
         tiny.sample(drift(model, stats), "sd15", sampler=sampler)
     caplog.set_level(logging.INFO)
     result = tiny.sample(drift(model, stats, unsupported="correct each call"), "sd15", sampler=sampler)
-    assert "each call by itself" in caplog.text
+    assert "each call by itself" in caplog.text and "left the bias correction out" not in caplog.text
     plain = tiny.sample(model, "sd15", sampler=sampler)
     assert result.isfinite().all() and (result - plain).abs().max() > 1e-3 * plain.abs().max()
 
@@ -315,6 +315,16 @@ def test_bias_takes_off_what_the_statistics_expect(tiny, drift, statistics):
     expected = tiny.sample(with_sampler(model, by_hand), "sd15", steps=4)
     result = tiny.sample(drift(model, stats, bias="deterministic"), "sd15", steps=4)
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    outside = drift(model, stats, bias="deterministic", start_percent=0.9995)
+    plain = tiny.sample(model, "sd15", steps=4)
+    assert (tiny.sample(outside, "sd15", steps=4) - plain).norm() <= 1e-5 * plain.norm()
     noisy = drift(model, statistics(model), bias="stochastic")
     first, again, other = (tiny.sample(noisy, "sd15", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_bias_that_cannot_be_corrected_is_said(tiny, drift, statistics, caplog):
+    model = tiny.model("sd15")
+    patched = drift(model, statistics(model), bias="deterministic", unsupported="correct each call")
+    tiny.sample(patched, "sd15", sampler="uni_pc")
+    assert "Q-Drift: left the bias correction out" in caplog.text
