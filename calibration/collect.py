@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .moments import JointMoments
+from .moments import JointMoments, StateMoments
 from .residual import Residual
 from .statistics import SIGMA_TOLERANCE
 from .trajectory import write_whole
 
-FORMAT = "gimbal.qdrift.run/1"
+FORMAT = "gimbal.qdrift.run/2"
 
 
 @dataclass
@@ -32,6 +32,13 @@ class RunMoments:
     levels: list[float] = field(default_factory=list)
     moments: list[JointMoments] = field(default_factory=list)
     residuals: list[Residual] = field(default_factory=list)
+    states: list[StateMoments] = field(default_factory=list)  # full precision's, after each step
+
+    def add_state(self, x: Tensor) -> None:
+        """Take in the state that full precision's next step ends in, (B, C, *spatial). ValueError for NaN."""
+        moments = StateMoments(self.channels)
+        moments.update(x)
+        self.states.append(moments)
 
     def add(self, sigma: float, x: Tensor, denoised: Tensor, denoised_hat: Tensor) -> None:
         """Take in one call: the state, and both models' predictions of x0 at it, (B, C, *spatial) on the CPU.
@@ -79,6 +86,10 @@ class RunMoments:
             "residual_count": torch.stack([residual.count for residual in self.residuals]),
             "histogram": torch.stack([residual.histogram for residual in self.residuals]),
         }
+        if self.states:
+            tensors["state_count"] = torch.tensor([moments.count for moments in self.states], dtype=torch.int64)
+            tensors["state_mean"] = torch.stack([moments.mean for moments in self.states])
+            tensors["state_m2"] = torch.stack([moments.m2 for moments in self.states])
         write_whole(path, tensors, {"format": FORMAT})
 
     @classmethod
@@ -97,11 +108,15 @@ class RunMoments:
                 Residual(*parts)
                 for parts in zip(tensors["residual_count"], tensors["fourth"], tensors["histogram"], strict=True)
             ]
+            states = []
+            if "state_count" in tensors:
+                parts = (tensors[f"state_{name}"] for name in ("count", "mean", "m2"))
+                states = [StateMoments.from_parts(int(n), *rest) for n, *rest in zip(*parts, strict=True)]
         except (safetensors.SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: no whole file of a run ({error}).") from error
         if not len(moments) == len(residuals) == len(tensors["sigma"]) or mean.shape[-1] != channels:
             raise ValueError(f"{path}: its tensors do not fit together.")
-        return cls(channels, trim, tensors["sigma"].tolist(), moments, residuals)
+        return cls(channels, trim, tensors["sigma"].tolist(), moments, residuals, states)
 
 
 def same_level(a: float, b: float) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import report, summary
+from . import report, summary, trial
 from .residual import BINS, LIMIT, Residual
 from .statistics import QDriftStatistics
 
@@ -34,9 +34,11 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
     from matplotlib.figure import Figure
 
     shown = report.figures(statistics)
-    figure = Figure(figsize=(13.6, 8.4), dpi=100, facecolor=PAPER, layout="constrained")
+    matched, tried = statistics.state_sigma is not None, statistics.trial is not None
+    columns = 4 if matched or tried else 3
+    figure = Figure(figsize=(13.6 * columns / 3, 8.4), dpi=100, facecolor=PAPER, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 3)
+    panels = figure.subplots(2, columns)
     for panel in panels.flat:
         panel.set_facecolor("white")
         panel.grid(True, color="#e4e2dc", linewidth=0.8)
@@ -51,13 +53,29 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
         _shape(panels[1, 2], residuals)
     else:
         _ratios(panels[1, 2], steps, shown)
-    for panel in panels.flat:
+    if matched:
+        _bands(
+            panels[0, 3],
+            np.arange(1, len(statistics.state_sigma) + 1),
+            statistics.state_scale,
+            "moment matching's scale",
+        )
+        panels[0, 3].set_xlabel("after step", fontsize=10)
+    if tried:
+        _trial(panels[1, 3], statistics.trial)
+    for panel, used in zip(panels[:, 3:].flat, (matched, tried), strict=False):
+        panel.set_visible(used)
+    for panel in panels[:, :3].flat:
         if not panel.get_xlabel():
             _label_steps(panel, steps, shown.sigma.tolist())
     origin = statistics.provenance
     head = f"{origin.quantized_model or 'quantized'} against {origin.full_model or 'full precision'}"
     setting = f"{origin.path}, {origin.solver} {origin.scheduler}, {origin.steps} steps, cfg {origin.cfg:g}, {origin.runs} runs"
-    words = [*textwrap.wrap(head, 120)[:2], setting, *textwrap.wrap(summary.verdict(statistics), 150)]
+    words = [
+        *textwrap.wrap(head, 40 * columns)[:2],
+        setting,
+        *textwrap.wrap(summary.verdict(statistics), 50 * columns),
+    ]
     figure.suptitle("\n".join(map(_plain, words)), fontsize=12, x=0.01, ha="left", linespacing=1.5)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -65,6 +83,22 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
 
 def _plain(line: str) -> str:
     return line.replace("$", r"\$")  # matplotlib would read formulas
+
+
+def _trial(panel: Axes, tried: trial.Trial) -> None:
+    names = [trial.label(candidate) for candidate in tried.candidates]
+    chosen = (tried.advice().correction, tried.advice().strength)
+    colours = [
+        ORANGE if candidate == chosen else GREY if i == 0 else BLUE for i, candidate in enumerate(tried.candidates)
+    ]
+    places = np.arange(len(names))
+    panel.barh(places, [100 * tried.mean_error(i) ** 0.5 for i in places], color=colours, height=0.6)
+    for i, errors in enumerate(tried.error):
+        panel.plot([100 * value**0.5 for value in errors], [i] * len(errors), "k|", markersize=9)
+    panel.set_yticks(places, names)
+    panel.invert_yaxis()
+    panel.set_xlabel("%, | each run" + (", orange: advised" if chosen[0] else ", nothing advised"), fontsize=10)
+    _title(panel, "held-out runs: error of the final latent")
 
 
 def _label_steps(panel: Axes, steps: np.ndarray, sigma: list[float]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import summary
+from . import summary, trial
 from .moments import JointMoments
 from .residual import Residual
 from .statistics import QDriftStatistics
@@ -129,11 +129,27 @@ def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = No
     """Everything as text: settings, V and slope, gains per step and channel, stability, verdict. Ends in a newline."""
     shown = figures(statistics)
     settings, _, _ = statistics.describe().rpartition("\n\n")  # the verdict comes last here
+    if statistics.trial is not None:
+        settings, _, _ = settings.rpartition("\n\n")  # and the trial before it
     lines = [settings, "", "Euler gain c = |dsigma|/(2 sigma) V (Eq. 22), from each level to the next", ""]
     lines += table(shown)
     lines += ["", "S/E: signal to error. S/V: signal to V, the part of the error that may act as noise."]
+    if statistics.state_sigma is not None:
+        lines += ["", "Moment matching: x -> scale x + shift after each step", "", *maps_table(statistics)]
+    if statistics.trial is not None:
+        lines += trial.table(statistics.trial)
     lines += ["", stability(statistics), shape_sentence(residuals), "", statistics.verdict()]
     return "\n".join(lines) + "\n"
+
+
+def maps_table(statistics: QDriftStatistics) -> list[str]:
+    columns = ("sigma", 9), ("scale", 9), ("min", 9), ("max", 9), ("|shift|", 9), ("max", 9)
+    lines = ["step" + "".join(f" {name:>{width}}" for name, width in columns)]
+    rows = zip(statistics.state_sigma, statistics.state_scale, statistics.state_shift.abs(), strict=True)
+    for i, (sigma, scale, shift) in enumerate(rows):
+        values = (sigma, scale.mean(), scale.min(), scale.max(), shift.mean(), shift.max())
+        lines.append(f"{i + 1:4d}" + "".join(f" {float(value):9.4g}" for value in values))
+    return lines
 
 
 def table(shown: Figures) -> list[str]:

@@ -15,10 +15,13 @@ from torch import Tensor
 from . import files, summary
 from .moments import JointMoments
 from .provenance import Provenance
+from .state_map import StateMap
+from .trial import Trial
 from .validate import DTYPES, derived_variance, layout_fault, value_fault
 
 # The same schedule, computed on two machines, may differ in float32's last bits.
 SIGMA_TOLERANCE = 1e-6
+TRIAL = "trial"  # in the metadata
 
 Channels = Literal["channel", "scalar"]
 Kind = Literal["conditional", "unconditional"]
@@ -37,7 +40,9 @@ class QDriftStatistics:
         provenance: the conditions of the calibration.
         state_sigma, state_scale, state_shift: (T,) float64, (T, C) and (T, C) float32, or None: the state that a step
             ends in at noise level state_sigma is to be mapped to scale x + shift. The last level may be 0.
+        state_scale_drift, state_shift_drift: (T, C) float32 or None: the same, found with Q-Drift's correction on.
         run_variance: (R, S, C) float32 or None: the conditional variance that each run alone gives.
+        trial: what the corrections did on held-out runs, or None.
     Raises:
         ValueError: a tensor's dtype, shape or value cannot be, named.
     """
@@ -50,7 +55,10 @@ class QDriftStatistics:
     state_sigma: Tensor | None = None
     state_scale: Tensor | None = None
     state_shift: Tensor | None = None
+    state_scale_drift: Tensor | None = None
+    state_shift_drift: Tensor | None = None
     run_variance: Tensor | None = None
+    trial: Trial | None = None
 
     def __post_init__(self) -> None:
         names = {dtype: name for name, dtype in DTYPES.items()}
@@ -75,6 +83,7 @@ class QDriftStatistics:
         runs: Sequence[Sequence[JointMoments]],
         provenance: Provenance,
         state_map: tuple[Sequence[float] | Tensor, Tensor, Tensor] | None = None,
+        drift_map: tuple[Tensor, Tensor] | None = None,
     ) -> QDriftStatistics:
         """Statistics of R runs, merged; what each run alone gives is kept as run_variance.
 
@@ -82,7 +91,7 @@ class QDriftStatistics:
             sigma: S noise levels, decreasing.
             runs: for each run, in the order of provenance.seeds, the moments at each sigma.
             provenance: of all runs.
-            state_map: T noise levels, scale (T, C), shift (T, C).
+            state_map: T noise levels, scale (T, C), shift (T, C). drift_map: scale and shift found with Q-Drift on.
         Raises:
             ValueError: as the class says, or a run does not have S moments.
         """
@@ -96,10 +105,12 @@ class QDriftStatistics:
         for run in runs[1:]:
             total = [moments.merge(other) for moments, other in zip(total, run, strict=True)]
         alone = torch.stack([torch.stack([moments.conditional_variance() for moments in run]) for run in runs])
-        state = (None, None, None)
-        if state_map is not None:
-            state = tuple(torch.as_tensor(part, device="cpu") for part in state_map)
-            state = (state[0].double(), state[1].float(), state[2].float())
+        given = (*(state_map or (None, None, None)), *(drift_map or (None, None)))
+        dtypes = (torch.float64, *[torch.float32] * 4)
+        state = [
+            None if part is None else torch.as_tensor(part, dtype=dtype, device="cpu")
+            for part, dtype in zip(given, dtypes, strict=True)
+        ]
         return cls(levels, *_stacked(total), provenance, *state, run_variance=alone.float())
 
     @property
@@ -138,22 +149,12 @@ class QDriftStatistics:
         """b in E[delta | eps_hat] = a eps_hat + b at a noise level, (C,) float32; otherwise as `slope`."""
         return self._at("intercept", sigma, channels, JointMoments.intercept)
 
-    def state_map(self, sigma: float) -> tuple[Tensor, Tensor] | None:
-        """Scale and shift, (C,) float32 each, for the state at this noise level; None without a state map.
-
-        Interpolated as in `variance`. A map stored for sigma 0 holds at 0 alone: 0 has no logarithm.
-
-        Raises:
-            ValueError: sigma is negative or NaN.
-        """
-        if self.state_sigma is None:
-            return None
-        levels, scale, shift = self.state_sigma, self.state_scale, self.state_shift
-        where = "QDriftStatistics.state_map"
-        return (
-            _interpolated(where, levels, sigma, lambda i: scale[i].double()).float(),
-            _interpolated(where, levels, sigma, lambda i: shift[i].double()).float(),
+    def state_map(self, with_drift: bool = False) -> StateMap | None:
+        """Moment matching's maps, or those found with Q-Drift's correction on; None where the file has none."""
+        scale, shift = (
+            (self.state_scale_drift, self.state_shift_drift) if with_drift else (self.state_scale, self.state_shift)
         )
+        return None if scale is None else StateMap(float(self.sigma[0]), self.state_sigma, scale, shift)
 
     def _at(self, name: str, sigma: float, channels: str, read: Callable[[JointMoments], Tensor]) -> Tensor:
         where = f"QDriftStatistics.{name}"
@@ -173,7 +174,10 @@ class QDriftStatistics:
             OSError: the folder is missing, full or closed to us.
         """
         tensors = {**self._given(), "variance": derived_variance(self.count, self.m2)}
-        files.write(Path(path), tensors, self.provenance.to_metadata())
+        metadata = self.provenance.to_metadata()
+        if self.trial is not None:
+            metadata[TRIAL] = self.trial.to_text()
+        files.write(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> QDriftStatistics:
@@ -190,16 +194,18 @@ class QDriftStatistics:
             raise ValueError(f"{path}: {error}") from error
         try:
             provenance = Provenance.from_metadata(metadata)
+            trial = Trial.from_text(metadata[TRIAL]) if TRIAL in metadata else None
         except ValueError as error:
             raise ValueError(f"{path}: {str(error).rstrip('.')}{files.REMEDY}") from error
         del tensors["variance"]  # it follows from the others, and did so
-        return cls(**tensors, provenance=provenance)
+        return cls(**tensors, provenance=provenance, trial=trial)
 
     @classmethod
     def merge(cls, parts: Sequence[QDriftStatistics]) -> QDriftStatistics:
         """The statistics of all runs of all parts, as if calibrated at once. A single part comes back as it is.
 
-        State maps are left out: each was found with the earlier ones in place, so their average is no such map.
+        State maps and trials are left out: each map was found with the earlier ones in place, so their average is no
+        such map, and a trial was of one part's corrections.
         run_variance is kept if every part has it.
 
         Raises:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from . import trial
+
 if TYPE_CHECKING:
     from .statistics import QDriftStatistics
 
@@ -41,6 +43,8 @@ def verdict(statistics: QDriftStatistics) -> str:
     if error == 0:
         return "The error is exactly 0: the two models are the same, or the quantized one was not used."
     start = f"The error is {percent(error)} of the signal"
+    if statistics.trial is not None:
+        return f"{start}. {trial.sentence(statistics.trial)}"
     if error < SLIGHT:
         return f"{start}: expect no visible change."
     systematic = (
@@ -91,6 +95,8 @@ def describe(statistics: QDriftStatistics) -> str:
         figures = " ".join(f"{float(figure):10.4g}" for figure in (v.mean(), v.min(), v.max()))
         error = float(moments.pooled().relative_error())
         lines.append(f"{sigma:10.4g} {moments.count:12d} {figures} {float(moments.slope().mean()):8.3f} {error:8.2%}")
+    if statistics.trial is not None:
+        lines += trial.table(statistics.trial)
     lines += ["", verdict(statistics)]
     return "".join(f"{_printable(line)}\n" for line in lines)
 

@@ -17,9 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = "gimbal.qdrift.trajectory/1"
+FORMAT = "gimbal.qdrift.trajectory/2"
 HEADER = "trajectory.safetensors"
 MOST_HEADER = 2**24  # bytes of a safetensors header
+CALL = ("x", "sigma", "denoised")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,31 +32,43 @@ class Call:
     denoised: Tensor  # (B, C, *spatial), the guided prediction of x0
 
 
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One run, on the CPU."""
+
+    calls: Sequence[Call]
+    final: Tensor  # (B, C, *spatial), the state that its last step ended in
+
+
 class Store(Protocol):
     """Where trajectories wait."""
 
-    def put(self, run: str, calls: Sequence[Call]) -> None: ...
+    def put(self, run: str, trajectory: Trajectory) -> None: ...
     def holds(self, run: str) -> bool: ...
     def calls(self, run: str) -> Iterator[Call]: ...
+    def final(self, run: str) -> Tensor: ...
     def length(self, run: str) -> int: ...
     def clear(self) -> None: ...
 
 
 class InMemory:
     def __init__(self) -> None:
-        self._runs: dict[str, Sequence[Call]] = {}
+        self._runs: dict[str, Trajectory] = {}
 
-    def put(self, run: str, calls: Sequence[Call]) -> None:
-        self._runs[run] = calls
+    def put(self, run: str, trajectory: Trajectory) -> None:
+        self._runs[run] = trajectory
 
     def holds(self, run: str) -> bool:
         return run in self._runs
 
     def calls(self, run: str) -> Iterator[Call]:
-        return iter(self._runs[run])
+        return iter(self._runs[run].calls)
+
+    def final(self, run: str) -> Tensor:
+        return self._runs[run].final
 
     def length(self, run: str) -> int:
-        return len(self._runs[run])
+        return len(self._runs[run].calls)
 
     def clear(self) -> None:
         self._runs.clear()
@@ -67,9 +80,9 @@ class InFolder:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def put(self, run: str, calls: Sequence[Call]) -> None:
-        tensors = {name: torch.stack([getattr(call, name) for call in calls]) for name in ("x", "sigma", "denoised")}
-        write_whole(self._path(run), tensors, {"format": FORMAT})
+    def put(self, run: str, trajectory: Trajectory) -> None:
+        tensors = {name: torch.stack([getattr(call, name) for call in trajectory.calls]) for name in CALL}
+        write_whole(self._path(run), {**tensors, "final": trajectory.final}, {"format": FORMAT})
 
     def holds(self, run: str) -> bool:
         return self._path(run).is_file()
@@ -82,9 +95,14 @@ class InFolder:
     def calls(self, run: str) -> Iterator[Call]:
         """One after the other, so that one call's tensors are in memory. ValueError if the file cannot be used."""
         with _Opened(self._path(run)) as file:
-            parts = {name: file.get_slice(name) for name in ("x", "sigma", "denoised")}
+            parts = {name: file.get_slice(name) for name in CALL}
             for i in range(parts["x"].get_shape()[0]):
                 yield Call(**{name: part[i].clone() for name, part in parts.items()})
+
+    def final(self, run: str) -> Tensor:
+        """ValueError if the file cannot be used."""
+        with _Opened(self._path(run)) as file:
+            return file.get_tensor("final").clone()
 
     def length(self, run: str) -> int:
         with _Opened(self._path(run)) as file:
@@ -114,7 +132,7 @@ class _Opened:
             self._file = safe_open(str(self.path), framework="pt")
             opened = self._file.__enter__()
             found = (opened.metadata() or {}).get("format")
-            missing = {"x", "sigma", "denoised"} - set(opened.keys()) if self.path.name != HEADER else set()
+            missing = {*CALL, "final"} - set(opened.keys()) if self.path.name != HEADER else set()
         except safetensors.SafetensorError as error:
             raise ValueError(f"{self.path}: no whole safetensors file ({error}); record it again.") from error
         if found != FORMAT or missing:

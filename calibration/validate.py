@@ -20,10 +20,13 @@ LAYOUT: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "state_sigma": ("F64", ("T",)),
     "state_scale": ("F32", ("T", "C")),
     "state_shift": ("F32", ("T", "C")),
+    "state_scale_drift": ("F32", ("T", "C")),
+    "state_shift_drift": ("F32", ("T", "C")),
     "run_variance": ("F32", ("R", "S", "C")),
 }
 REQUIRED = ("sigma", "count", "mean", "m2", "variance")
 STATE = ("state_sigma", "state_scale", "state_shift")
+STATE_DRIFT = ("state_scale_drift", "state_shift_drift")
 MOST = {"S": 10_000, "T": 10_000, "R": 10_000, "C": 4096}
 # Means, standard deviations and slopes up to here leave everything that is worked out of them within float32.
 MOST_VALUE = 1e15
@@ -51,8 +54,10 @@ def layout_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]], channels: in
         if not 1 <= size <= MOST[letter]:
             what = {"S": "sigmas", "T": "state sigmas", "R": "runs", "C": "channels"}[letter]
             return f"it holds {size} {what}, not 1 to {MOST[letter]}"
-    if any(name in layout for name in STATE) and not all(name in layout for name in STATE):
-        return f"{', '.join(name for name in STATE if name not in layout)} is missing beside the rest of the state map"
+    for part, whole in ((STATE, STATE), (STATE_DRIFT, STATE + STATE_DRIFT)):
+        missing = [name for name in whole if name not in layout]
+        if missing and any(name in layout for name in part):
+            return f"{', '.join(missing)} is missing beside the rest of the state map"
     return None
 
 
@@ -75,8 +80,12 @@ def value_fault(tensors: Mapping[str, Tensor]) -> str | None:
         levels = tensors["state_sigma"]
         if (levels < 0).any() or (levels.diff() >= 0).any():
             fault = "state_sigma is not strictly decreasing down to 0 or more"
-        elif (tensors["state_scale"] < 0).any():
-            fault = "tensor state_scale is negative"
+        elif levels[0] >= sigma[0]:
+            fault = "state_sigma does not begin below the first sigma, where the first step does"
+        else:
+            scales = [name for name in ("state_scale", "state_scale_drift") if name in tensors]
+            negative = [name for name in scales if (tensors[name] < 0).any()]
+            fault = f"tensor {negative[0]} is negative" if negative else None
     return fault
 
 

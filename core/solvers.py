@@ -17,7 +17,7 @@ from .multistep import Mix, Step
 from .plan import Bias, BiasMode, Path, Plan, Rule, Variance, make_plan
 from .qdrift import doubles
 
-__all__ = ["SOLVERS", "Plan", "make_plan", "run", "sample"]
+__all__ = ["SOLVERS", "Plan", "Stepper", "make_plan", "run", "sample"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
 Callback = Callable[[dict[str, Any]], None]
@@ -118,29 +118,58 @@ def run(
     Raises:
         ValueError: statistics of another number of channels than x.
     """
-    work = torch.promote_types(x.dtype, torch.float32)
-    numbers = _Numbers(plan, x, work)
-    noise_sampler = noise_sampler or (lambda *_: _noise_like(x, work, generator))
-    state, outputs = x.to(work), {}
-    for i, step in enumerate(plan.steps):
+    stepper = Stepper(plan, x, mask=mask, noise_sampler=noise_sampler, generator=generator)
+    for i in range(len(plan.steps)):
+        stepper.step(denoise, callback)
+        if after_step is not None:
+            stepper.state = after_step(i, stepper.state)
+    return stepper.state.to(x.dtype)
+
+
+class Stepper:
+    """A run taken step by step, for several that go on together. Arguments and errors as in `run`.
+
+    Attributes:
+        state: where it is, in float32, or in float64 if x is. May be exchanged between steps; the history stays as it is.
+        done: steps taken.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        noise_sampler: NoiseSampler | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        work = torch.promote_types(x.dtype, torch.float32)
+        self._plan, self._dtype, self._mask, self._generator = plan, x.dtype, mask, generator
+        self._numbers = _Numbers(plan, x, work)
+        self._noise_sampler = noise_sampler or (lambda *_: _noise_like(x, work, generator))
+        self._outputs: dict[int, Tensor] = {}
+        self.state, self.done = x.to(work), 0
+
+    def step(self, denoise: Denoise, callback: Callback | None = None) -> None:
+        """The next step. IndexError after the last."""
+        plan, i, state, outputs = self._plan, self.done, self.state, self._outputs
+        step = plan.steps[i]
         for stage in step.stages:
             at = state if stage is step.stages[0] else _combine(stage.mix, state, outputs)
-            denoised = denoise(at.to(x.dtype), at.new_full((len(x),), stage.sigma)).to(work)
+            denoised = denoise(at.to(self._dtype), at.new_full((len(at),), stage.sigma)).to(state.dtype)
             if plan.bias is not None:
-                denoised = numbers.without_bias(stage.call, stage.sigma, at, denoised, generator)
+                denoised = self._numbers.without_bias(stage.call, stage.sigma, at, denoised, self._generator)
             if callback is not None and stage is step.stages[0]:
                 sigma = at.new_full((), stage.sigma)
                 callback({"x": at, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
             outputs[stage.call] = denoised if plan.output == "denoised" else (at - denoised).div_(stage.sigma)
-        state = _advance(step, i, state, outputs, numbers, mask)
+        state = _advance(step, i, state, outputs, self._numbers, self._mask)
         if step.renoise > 0.0:
-            noise = noise_sampler(state.new_full((), step.sigma), state.new_full((), step.sigma_next))
-            state = torch.add(state * step.rescale, noise.to(work), alpha=step.renoise)
-        if after_step is not None:
-            state = after_step(i, state)
+            noise = self._noise_sampler(state.new_full((), step.sigma), state.new_full((), step.sigma_next))
+            state = torch.add(state * step.rescale, noise.to(state.dtype), alpha=step.renoise)
         for call in step.release:
             del outputs[call]
-    return state.to(x.dtype)
+        self.state, self.done = state, i + 1
 
 
 class _Model(ModelSurface):

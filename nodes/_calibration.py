@@ -1,7 +1,7 @@
-"""Paired calibration: record full precision, ask the quantized model at the same states, gather moments, resume.
+"""Calibration: record full precision, ask the quantized model at the same states, gather moments, match them, try it out.
 
-Run by run, and after each run the moments are put on disk under a name that stands for all inputs, so that after a
-Cancel or a crash the same inputs go on where they were. Nothing is kept here between two executions.
+Part by part, and each part's result is put on disk under a name that stands for all inputs, so that after a Cancel or a
+crash the same inputs go on where they were. Nothing is kept here between two executions.
 """
 
 from __future__ import annotations
@@ -15,23 +15,39 @@ from datetime import date
 from pathlib import Path
 
 import comfy.model_management
+import comfy.samplers
 import comfy.utils
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..calibration import partial
 from ..calibration.collect import RunMoments, same_levels
+from ..calibration.moments import StateMoments
 from ..calibration.provenance import Provenance
 from ..calibration.residual import Residual
 from ..calibration.statistics import QDriftStatistics
-from ..calibration.trajectory import Call, InFolder, InMemory, Store
+from ..calibration.trajectory import Call, InFolder, InMemory, Store, Trajectory
+from ..calibration.trial import PLAIN, Trial, compared
+from ..core.plan import Plan
 from . import _origin, _qdrift_folder
-from ._trajectory import Run, Schedule, record, replay
+from ._closed_loop import match_states
+from ._correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
+from ._stages import Window
+from ._trajectory import Run, Schedule, final_state, record, replay
 from ._twins import Traits
 
 logger = logging.getLogger(__name__)
 
 ABSURD = 0.5  # relative error; no quantized model that works is beyond it at every sigma
 IN_MEMORY = 2 * 2**30  # bytes of trajectories that wait in memory; more wait in ComfyUI's temp folder
+DRIFT_ALONE, ALL = "drift", "drift and moments"
+CORRECTIONS = (ALL, DRIFT_ALONE)
+# What is tried on held-out runs.
+CANDIDATES = {
+    DRIFT_ALONE: ((PLAIN, 0.0), (DRIFT, 1.0)),
+    ALL: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
+}
 
 
 class Progress:
@@ -68,45 +84,118 @@ class Twins:
     quantized_key: str
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What is calibrated, and on how many of the runs, the last ones, it is tried."""
+
+    correction: str  # one of CORRECTIONS
+    held_out: int
+
+    def model_runs(self, fitted: int) -> int:
+        """Whole runs of the quantized model."""
+        loops = 2 if self.correction == ALL else 0
+        return fitted * (1 + loops) + self.held_out * len(CANDIDATES[self.correction])
+
+
 class Calibration:
-    """One execution of a calibrating node."""
+    """One execution of a calibrating node. runs: those to measure, then those held out."""
 
     def __init__(
-        self, node: str, twins: Twins, schedule: Schedule, runs: Sequence[Run], trim: float | None, progress: Progress
+        self,
+        node: str,
+        twins: Twins,
+        schedule: Schedule,
+        runs: Sequence[Run],
+        aim: Aim,
+        trim: float | None,
+        progress: Progress,
     ):
-        self.node, self.twins, self.schedule, self.runs, self.trim = node, twins, schedule, runs, trim
-        self.progress = progress
-        key = _origin.digest("1", twins.full_key, twins.quantized_key, trim, _origin.environment())
+        self.node, self.twins, self.schedule, self.trim, self.progress = node, twins, schedule, trim, progress
+        self.aim = aim
+        split = len(runs) - aim.held_out
+        self.runs, self.held_out = runs[:split], runs[split:]
+        self.plan = self._plan()
+        if self.plan is None:
+            self.held_out = ()
+        key = _origin.digest("2", twins.full_key, twins.quantized_key, trim, _origin.environment())
         self.folder = _qdrift_folder.resume_path(key)
         self.done = dict(self._resumed())
+        if twins.full is not None:
+            progress.end((len(self.held_out) - len(self._untried())) * schedule.steps)  # recorded and tried before
 
     def two_passes(self, store: Store) -> list[RunMoments]:
         """All of full precision first, then all of the quantized model: one of them on the device at a time."""
-        left = self._left()
+        left = [run for _, run in self._left()] + self._untried()
         if left:
             comfy.model_management.unload_all_models()
-            record_all(self.node, self.twins.full, self.schedule, [run for _, run in left], store, self.progress)
+            record_all(self.node, self.twins.full, self.schedule, left, store, self.progress)
             comfy.model_management.unload_all_models()
         return self.second_pass(store)
 
     def second_pass(self, store: Store) -> list[RunMoments]:
         for i, run in self._left():
-            self._measure(i, run, store.calls(name(run)), store.length(name(run)))
+            self._measure(i, run, store.calls(name(run)), store.final(name(run)), store.length(name(run)))
         return self._results()
 
-    def interleaved(self) -> list[RunMoments]:
+    def interleaved(self, store: Store) -> list[RunMoments]:
         """Run by run, both models by turns: best where both fit on the device."""
         for i, run in self._left():
-            calls = record_one(self.node, self.twins.full, self.schedule, run, f"run {i + 1}", self.progress)
-            self._measure(i, run, calls, len(calls))
+            found = record_one(self.node, self.twins.full, self.schedule, run, f"run {i + 1}", self.progress)
+            self._measure(i, run, found.calls, found.final, len(found.calls))
+        record_all(self.node, self.twins.full, self.schedule, self._untried(), store, self.progress)
         return self._results()
+
+    def maps(self, base: QDriftStatistics) -> dict[str, tuple[Tensor, Tensor]]:
+        """Moment matching's maps, (steps, C) scale and shift each: found by itself, and with Q-Drift on."""
+        if self.aim.correction != ALL:
+            return {}
+        wanted = list(self.done[0].states)
+        for i in range(1, len(self.runs)):
+            wanted = [one.merge(other) for one, other in zip(wanted, self.done[i].states, strict=True)]
+        return {kind: self._map(kind, base, wanted) for kind in (MOMENTS, BOTH)}
+
+    def trial(self, statistics: QDriftStatistics, store: Store) -> Trial | None:
+        """What the corrections do on the held-out runs."""
+        if not self.held_out:
+            return None
+        each = [self._try(i, run, statistics, store) for i, run in enumerate(self.held_out)]  # (run, candidate, 2)
+        error, distance = (tuple(tuple(run[c][part] for run in each) for c in range(len(each[0]))) for part in (0, 1))
+        return Trial(CANDIDATES[self.aim.correction], error, distance)
 
     def clear(self) -> None:
         """After the statistics are safe: forget what was kept for a resume."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def step_levels(self) -> list[float]:
+        """The noise levels at which the schedule's steps end."""
+        return [step.sigma_next for step in self.plan.steps]
+
+    def _plan(self) -> Plan | None:
+        """The sampler's steps; None where it has no corrected form and none is needed.
+
+        Raises:
+            ValueError: it is needed.
+        """
+        sampler = comfy.samplers.sampler_object(self.schedule.sampler).sampler_function
+        sampling = self.twins.quantized.get_model_object("model_sampling")
+        correction = Correction(self.node, None, MOMENTS, **AS_CALIBRATED)
+        try:
+            return correction.plan(sampler, self.schedule.sigmas, self.twins.traits.path, sampling)
+        except ValueError as error:
+            if self.aim.correction == ALL:
+                raise ValueError(
+                    f"{self.node}: {error} Moments cannot be matched with it: choose another sampler (euler, dpmpp_2m, "
+                    f"heun, ...), or set correction to {DRIFT_ALONE!r}."
+                ) from error
+            if self.aim.held_out:
+                logger.warning("%s: %s So nothing can be tried on held-out runs.", self.node, error)
+            return None
+
     def _left(self) -> list[tuple[int, Run]]:
         return [(i, run) for i, run in enumerate(self.runs) if i not in self.done]
+
+    def _untried(self) -> list[Run]:
+        return [run for run in self.held_out if not self._trial_path(run).is_file()]
 
     def _results(self) -> list[RunMoments]:
         return [self.done[i] for i in range(len(self.runs))]
@@ -128,22 +217,94 @@ class Calibration:
     def _path(self, run: Run) -> Path:
         return self.folder / f"{name(run)}.partial"
 
-    def _measure(self, i: int, run: Run, calls: Iterable[Call], length: int) -> None:
+    def _fitted(self) -> str:
+        """A name for the runs that maps are found on."""
+        return _origin.digest([name(run) for run in self.runs], self.aim.correction)
+
+    def _map_path(self, kind: str) -> Path:
+        return self.folder / f"{kind}_{self._fitted()}.partial"
+
+    def _trial_path(self, run: Run) -> Path:
+        return self.folder / f"trial_{self._fitted()}_{name(run)}.partial"
+
+    def _measure(self, i: int, run: Run, calls: Iterable[Call], final: Tensor, length: int) -> None:
         self.progress.say(f"Quantized, run {i + 1} of {len(self.runs)}: measuring its error")
         result = RunMoments(self.twins.traits.channels, self.trim)
+        starts = {step.stages[0].call for step in self.plan.steps[1:]} if self.plan is not None else set()
         met = 0
 
         def on_call(call: Call, denoised: Tensor) -> None:
             nonlocal met
             result.add(float(call.sigma[0]), call.x, call.denoised, denoised)
+            if met in starts:
+                result.add_state(call.x)  # where the step before has ended
             met += 1
             self.progress.at(met * self.schedule.steps // length)
 
         replay(self.node, self.twins.quantized, self.schedule, run, calls, on_call)
+        if self.plan is not None:
+            result.add_state(final)
         self._check(run, result)
         result.save(self._path(run))
         self.done[i] = result
         self.progress.end(self.schedule.steps)
+
+    def _map(self, kind: str, base: QDriftStatistics, wanted: list[StateMoments]) -> tuple[Tensor, Tensor]:
+        path, channels = self._map_path(kind), self.twins.traits.channels
+        found = partial.load(path, {"scale": (len(wanted), channels), "shift": (len(wanted), channels)})
+        parts = len(self.runs) * self.schedule.steps
+        if found is not None:
+            self.progress.end(parts)
+            return found["scale"], found["shift"]
+        words = "alone" if kind == MOMENTS else "with drift corrected"
+        self.progress.say(f"Quantized, {len(self.runs)} runs together: matching moments, {words}")
+        correction = Correction(self.node, base, DRIFT if kind == BOTH else MOMENTS, **AS_CALIBRATED)
+        sampler = comfy.samplers.sampler_object(self.schedule.sampler).sampler_function
+        sampling = self.twins.quantized.get_model_object("model_sampling")
+        plan = correction.plan(sampler, self.schedule.sigmas, self.twins.traits.path, sampling)
+        done = 0
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            self.progress.at(done)
+
+        scale, shift = match_states(self.node, self.twins.quantized, self.schedule, self.runs, plan, wanted, on_step)
+        partial.save(path, {"scale": scale, "shift": shift})
+        self.progress.end(parts)
+        return scale, shift
+
+    def _try(self, i: int, run: Run, statistics: QDriftStatistics, store: Store) -> list[list[float]]:
+        """(candidates, 2): error and distance."""
+        candidates = CANDIDATES[self.aim.correction]
+        path = self._trial_path(run)
+        found = partial.load(path, {"measures": (len(candidates), 2)})
+        if found is None:
+            full = store.final(name(run))
+            measures = []
+            for candidate in candidates:
+                self.progress.say(f"Held-out run {i + 1} of {len(self.held_out)}: trying {candidate[0]}")
+                measures.append(compared(self._sampled(run, candidate, statistics), full))
+                self.progress.end(self.schedule.steps)
+            found = {"measures": torch.tensor(measures, dtype=torch.float64)}
+            partial.save(path, found)
+        else:
+            self.progress.end(self.schedule.steps * len(candidates))
+        return found["measures"].tolist()
+
+    def _sampled(self, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
+        sampler = comfy.samplers.sampler_object(self.schedule.sampler)
+        kind, strength = candidate
+        if kind != PLAIN:
+            how = {**AS_CALIBRATED, "strength": strength}
+            sampler = Correction(self.node, statistics, kind, **how).corrected(sampler)
+        final = final_state(self.twins.quantized, self.schedule, run, sampler, self.progress.at)
+        if not bool(final.isfinite().all()):
+            raise ValueError(
+                f"{self.node}: {kind} ends in NaN or infinity with seed {run.seed}; set held_out to 0 to write the "
+                "statistics without a trial, and look at its picture."
+            )
+        return final
 
     def _check(self, run: Run, result: RunMoments) -> None:
         errors = result.relative_errors()
@@ -169,6 +330,18 @@ class Calibration:
             )
 
 
+# How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
+AS_CALIBRATED = {
+    "strength": 1.0,
+    "channels": "scalar",
+    "rule": "auto",
+    "variance": "conditional",
+    "bias": "off",
+    "unsupported": REFUSE,
+    "window": Window(0.0, 1.0),
+}
+
+
 def record_all(
     node: str, model: ModelPatcher, schedule: Schedule, runs: Sequence[Run], store: Store, progress: Progress
 ) -> None:
@@ -182,11 +355,11 @@ def record_all(
 
 def record_one(
     node: str, model: ModelPatcher, schedule: Schedule, run: Run, which: str, progress: Progress
-) -> list[Call]:
+) -> Trajectory:
     progress.say(f"Full precision, {which}: recording")
-    calls = record(node, model, schedule, run, progress.at)
+    found = record(node, model, schedule, run, progress.at)
     progress.end(schedule.steps)
-    return calls
+    return found
 
 
 def name(run: Run) -> str:
@@ -212,7 +385,7 @@ def full_key(traits: Traits, identity: str, schedule: Schedule) -> str:
 def statistics(
     results: Sequence[RunMoments], traits: Traits, schedule: Schedule, runs: Sequence[Run], **origin: str
 ) -> QDriftStatistics:
-    """Of all runs; origin: models' names and digests, quantization, trim."""
+    """Of all measured runs, the error alone; origin: models' names and digests, quantization, trim."""
     latent = _origin.digest(schedule.latent, schedule.batch_index)
     provenance = Provenance(
         path=traits.path,

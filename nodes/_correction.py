@@ -1,4 +1,4 @@
-"""Q-Drift's correction as a sampler function in the place of ComfyUI's."""
+"""A quantized model's correction, by Q-Drift or by moment matching, as a sampler function in the place of ComfyUI's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from comfy.k_diffusion import sampling
 from torch import Tensor
 
 from ..calibration.statistics import QDriftStatistics
+from ..core.match import Map, Matching
 from ..core.plan import Plan, make_plan
 from ..core.qdrift import euler_gain
 from ..core.schedule import step_index
@@ -23,15 +24,21 @@ from ._stages import Window
 logger = logging.getLogger(__name__)
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
+ADVISED, DRIFT, MOMENTS, BOTH = "advised", "drift", "moments", "both"
+CORRECTIONS = (ADVISED, DRIFT, MOMENTS, BOTH)
 ANCESTRAL = (sampling.sample_euler_ancestral, sampling.sample_euler_ancestral_RF)
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What the two nodes have in common: statistics, how to use them, and the sampler function made of that."""
+    """What the two nodes have in common: statistics, how to use them, and the sampler function made of that.
+
+    correction: DRIFT, MOMENTS or BOTH. `chosen` makes one from the nodes' inputs.
+    """
 
     node: str
     stats: QDriftStatistics
+    correction: str
     strength: float
     channels: str
     rule: str
@@ -39,6 +46,46 @@ class Correction:
     bias: str
     unsupported: str
     window: Window
+
+    @classmethod
+    def chosen(
+        cls, node: str, stats: QDriftStatistics, correction: str, strength: float, **options
+    ) -> Correction | None:
+        """None, and a line in the log, where this is to change nothing.
+
+        Raises:
+            ValueError: moment matching is asked for and the statistics have no maps.
+        """
+        if strength == 0.0:
+            return None
+        if correction == ADVISED:
+            correction, share = cls._advised(node, stats)
+            strength *= share
+        if not correction:
+            return None
+        if correction != DRIFT and stats.state_map(with_drift=correction == BOTH) is None:
+            raise ValueError(
+                f"{node}: correction is {correction!r}, and these statistics hold no maps for it; calibrate with "
+                "correction 'drift and moments', or set correction to 'drift'."
+            )
+        return cls(node, stats, correction, strength, **options)
+
+    @staticmethod
+    def _advised(node: str, stats: QDriftStatistics) -> tuple[str, float]:
+        """The correction and the share of the strength."""
+        if stats.trial is None:
+            logger.info("%s: these statistics hold no advice (held_out was 0, or merged); taking drift.", node)
+            return DRIFT, 1.0
+        advice = stats.trial.advice()
+        if not advice.correction:
+            logger.info(
+                "%s: changes nothing, as advised: on held-out runs no correction of this model helped clearly. "
+                "Choose drift, moments or both to try one anyway.",
+                node,
+            )
+        else:
+            logger.info("%s: advised is %s at strength %g.", node, advice.correction, advice.strength)
+        return advice.correction, advice.strength
 
     def corrected(self, sampler: Any) -> comfy.samplers.KSAMPLER:
         """`sampler` with this correction built in.
@@ -97,6 +144,40 @@ class Correction:
         if found:
             logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, "; ".join(found))
 
+    def plan(
+        self, sampler: Any, sigmas: Tensor, path: str, model_sampling: Any, options: dict[str, Any] | None = None
+    ) -> Plan:
+        """Of a sampler function, stock. ValueError if it has no corrected form."""
+        ancestral = sampler in ANCESTRAL and "noise_sampler" not in (options or {})
+        return make_plan(
+            "euler_ancestral" if ancestral else sampler,
+            sigmas,
+            path=path,
+            variance=None if self.correction == MOMENTS else self.variance_at(model_sampling),
+            strength=self.strength,
+            rule=self.rule,
+            options=options,
+            model_sampling=model_sampling,
+            bias=None if self.bias == "off" else self.bias_at(model_sampling),
+            bias_mode="stochastic" if self.bias == "stochastic" else "deterministic",
+        )
+
+    def maps(self, plan: Plan, model_sampling: Any) -> list[Map | None]:
+        """For each step what moment matching does after it; None where nothing."""
+        if self.correction == DRIFT:
+            return [None] * len(plan.steps)
+        known = self.stats.state_map(with_drift=self.correction == BOTH)
+        found: list[Map | None] = []
+        for step in plan.steps:
+            covered = self.window.covers(torch.tensor([step.sigma]), model_sampling)
+            if not covered or not step.sigma > step.sigma_next:
+                found.append(None)
+                continue
+            scale, shift = known.between(step.sigma, step.sigma_next, self.strength)
+            idle = bool((scale == 1.0).all()) and not bool(shift.any())
+            found.append(None if idle else (scale, shift))
+        return found
+
     def variance_at(self, model_sampling: Any) -> Any:
         def variance(sigma: float) -> Tensor:
             found = self.stats.variance(sigma, self.channels, self.variance)
@@ -139,25 +220,13 @@ class Corrected:
         path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
         ours.say_differences(guider, name)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        ancestral = self.plain in ANCESTRAL and "noise_sampler" not in options
         try:
-            plan = make_plan(
-                "euler_ancestral" if ancestral else self.plain,
-                sigmas,
-                path=path,
-                variance=ours.variance_at(model_sampling),
-                strength=ours.strength,
-                rule=ours.rule,
-                options=options,
-                model_sampling=model_sampling,
-                bias=None if ours.bias == "off" else ours.bias_at(model_sampling),
-                bias_mode="stochastic" if ours.bias == "stochastic" else "deterministic",
-            )
+            plan = ours.plan(self.plain, sigmas, path, model_sampling, options)
         except ValueError as error:
-            if ours.unsupported == REFUSE:
+            if ours.unsupported == REFUSE or ours.correction != DRIFT:
+                remedy = f", or set 'unsupported' to {FIRST_ORDER!r}" if ours.correction == DRIFT else ""
                 raise ValueError(
-                    f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...), or set 'unsupported' to "
-                    f"{FIRST_ORDER!r}."
+                    f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...){remedy}."
                 ) from error
             per_call = _PerCall(model, ours, path, sigmas, model_sampling)
             logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
@@ -168,21 +237,42 @@ class Corrected:
             return self.plain(
                 per_call, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options
             )
-        logger.info("%s: %s.", ours.node, plan.describe())
-        return self._run(plan, model, x, extra_args, callback, ancestral)
+        maps = ours.maps(plan, model_sampling)
+        logger.info("%s: %s%s.", ours.node, plan.describe(), _described(maps))
+        if ours.correction != DRIFT and not any(maps):
+            logger.warning("%s: no step of this run lies where the statistics have a map.", ours.node)
+        return self._run(plan, maps, model, x, extra_args, callback)
 
-    @staticmethod
-    def _run(plan: Plan, model: Any, x: Tensor, extra_args: dict, callback: Any, ancestral: bool) -> Tensor:
-        seed = extra_args.get("seed")
+    def _run(
+        self, plan: Plan, maps: list[Map | None], model: Any, x: Tensor, extra_args: dict, callback: Any
+    ) -> Tensor:
+        mask = extra_args.get("denoise_mask")
         return run(
             plan,
             lambda at, sigma: model(at, sigma, **extra_args),
             x,
             callback=callback,
-            mask=extra_args.get("denoise_mask"),
-            noise_sampler=sampling.default_noise_sampler(x, seed=seed) if ancestral else None,
-            generator=None if seed is None else torch.Generator().manual_seed(seed + 1),
+            after_step=Matching(maps, mask) if any(maps) else None,
+            mask=mask,
+            **noise_sources(plan, x, extra_args.get("seed")),
         )
+
+
+def noise_sources(plan: Plan, x: Tensor, seed: int | None) -> dict[str, Any]:
+    """For `run`: where an ancestral sampler's noise comes from, the stock one's, and that of a stochastic bias."""
+    ancestral = any(step.renoise > 0.0 for step in plan.steps)
+    return {
+        "noise_sampler": sampling.default_noise_sampler(x, seed=seed) if ancestral else None,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed + 1),
+    }
+
+
+def _described(maps: list[Map | None]) -> str:
+    acting = [each for each in maps if each is not None]
+    if not acting:
+        return ""
+    scales = torch.stack([scale for scale, _ in acting])
+    return f"; moment matching after {len(acting)} steps, scale {float(scales.min()):.4g} to {float(scales.max()):.4g}"
 
 
 class _PerCall:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
+import torch
 from comfy_api.latest import io, ui
 
+from ..calibration.trajectory import Store
 from . import _calibration, _origin, _qdrift_folder, _qdrift_inputs
 from ._calibration import Calibration
+from ._correction import BOTH, MOMENTS
 from ._report_picture import picture
 from ._twins import Traits, check_plain
 
@@ -37,11 +41,21 @@ def name_of(cls: type[io.ComfyNode], model: Any, name: str) -> str:
     return _origin.model_name(model, graph, unique_id(cls), name)
 
 
-def finish(cls: type[io.ComfyNode], calibration: Calibration, results: list, filename: str, **origin: str):
+def finish(
+    cls: type[io.ComfyNode], calibration: Calibration, results: list, store: Store, filename: str, **origin: str
+):
+    """Match moments and try the corrections, as asked for; then write what was found, and show it."""
     trim = f"{calibration.trim:g}" if calibration.trim else ""
     found = _calibration.statistics(
         results, calibration.twins.traits, calibration.schedule, calibration.runs, trim=trim, **origin
     )
+    maps = calibration.maps(found)
+    if maps:
+        parts = [part.float() for kind in (MOMENTS, BOTH) for part in maps[kind]]
+        names = ("state_scale", "state_shift", "state_scale_drift", "state_shift_drift")
+        levels = torch.tensor(calibration.step_levels(), dtype=torch.float64)
+        found = replace(found, state_sigma=levels, **dict(zip(names, parts, strict=True)))
+    found = replace(found, trial=calibration.trial(found, store))
     path = _qdrift_folder.save(found, filename)
     calibration.clear()
     logger.info("%s: wrote %s. %s", cls.NAME, path, found.verdict())

@@ -79,7 +79,7 @@ def free(home: Path, name: str, ending: str, ours: Callable[[Path], bool]) -> Pa
 
 
 def save(statistics: QDriftStatistics, filename: str) -> Path:
-    """Write to models/qdrift, over an older file only if it tells of the very same runs. The path.
+    """Write to models/qdrift, over an older file only if it tells of the very same runs and of no more. The path.
 
     Raises:
         OSError: the folder is full or closed to us.
@@ -93,8 +93,12 @@ def save(statistics: QDriftStatistics, filename: str) -> Path:
 
 def _same_runs(path: Path, statistics: QDriftStatistics) -> bool:
     try:
-        there = QDriftStatistics.load(path).provenance
+        there = QDriftStatistics.load(path)
     except (ValueError, OSError):
         return False
-    ours = statistics.provenance.to_metadata()
-    return {**there.to_metadata(), "date": ""} == {**ours, "date": ""}
+    if any(
+        getattr(there, part) is not None and getattr(statistics, part) is None for part in ("state_sigma", "trial")
+    ):
+        return False
+    theirs, ours = there.provenance.to_metadata(), statistics.provenance.to_metadata()
+    return {**theirs, "date": ""} == {**ours, "date": ""}

@@ -6,6 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from . import _origin
+from ._calibration import CORRECTIONS
 from ._trajectory import Conditioning, Run, Schedule, sigmas_for
 from ._twins import Traits
 
@@ -76,7 +77,25 @@ def schedule() -> list[io.Input]:
             max=2**63 - 1,
             tooltip="Noise of the first run; the next take the next seeds.",
         ),
+        io.Int.Input(
+            "held_out",
+            default=2,
+            min=0,
+            max=100,
+            tooltip="More runs, kept aside to try the corrections on: what helps there is what Q-Drift's 'advised' takes. "
+            "0: no trial, no advice.",
+        ),
     ]
+
+
+def correction() -> io.Input:
+    return io.Combo.Input(
+        "correction",
+        options=list(CORRECTIONS),
+        default=CORRECTIONS[0],
+        tooltip="drift and moments: also match full precision's mean and deviation, step by step, with all runs together. "
+        "About twice the time of drift alone, before the trial; most of the gain on coarse quantization.",
+    )
 
 
 def trim() -> io.Input:

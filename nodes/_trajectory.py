@@ -17,7 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..calibration.trajectory import Call
+from ..calibration.trajectory import Call, Trajectory
 
 Conditioning = list
 
@@ -48,9 +48,10 @@ class Run:
     prompt: str  # digest of both
 
 
-def record(node: str, model: ModelPatcher, schedule: Schedule, run: Run, on_step: Callable[[int], None]) -> list[Call]:
-    """Every model call of a full-precision run. ValueError if the model predicts NaN; Cancel as ComfyUI raises it."""
+def record(node: str, model: ModelPatcher, schedule: Schedule, run: Run, on_step: Callable[[int], None]) -> Trajectory:
+    """A full-precision run. ValueError if the model predicts NaN; Cancel as ComfyUI raises it."""
     calls: list[Call] = []
+    final: list[Tensor] = []
     stock = comfy.samplers.sampler_object(schedule.sampler)
 
     def keep(x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
@@ -62,11 +63,29 @@ def record(node: str, model: ModelPatcher, schedule: Schedule, run: Run, on_step
         calls.append(Call(x, sigma.detach().to("cpu", copy=True), denoised))
 
     def sampler(model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
-        return stock.sampler_function(_Listening(model, keep), x, sigmas, **options)
+        end = stock.sampler_function(_Listening(model, keep), x, sigmas, **options)
+        final.append(end.detach().to("cpu", copy=True))
+        return end
 
     recording = comfy.samplers.KSAMPLER(sampler, dict(stock.extra_options), dict(stock.inpaint_options))
-    _sample(model, schedule, run, recording, lambda step, *_: on_step(min(step + 1, schedule.steps)))
-    return calls
+    sample(model, schedule, run, recording, lambda step, *_: on_step(min(step + 1, schedule.steps)))
+    return Trajectory(calls, final[0])
+
+
+def final_state(
+    model: ModelPatcher, schedule: Schedule, run: Run, sampler: comfy.samplers.KSAMPLER, on_step: Callable[[int], None]
+) -> Tensor:
+    """Where a run with another sampler ends, on the CPU, in the sampler's units as a trajectory's `final`."""
+    final: list[Tensor] = []
+
+    def whole(*args: Any, **options: Any) -> Tensor:
+        end = sampler.sampler_function(*args, **options)
+        final.append(end.detach().to("cpu", copy=True))
+        return end
+
+    keeping = comfy.samplers.KSAMPLER(whole, dict(sampler.extra_options), dict(sampler.inpaint_options))
+    sample(model, schedule, run, keeping, lambda step, *_: on_step(min(step + 1, schedule.steps)))
+    return final[0]
 
 
 def replay(
@@ -91,7 +110,7 @@ def replay(
             on_call(call, denoised)
         return x
 
-    _sample(model, schedule, run, comfy.samplers.KSAMPLER(sampler), None)
+    sample(model, schedule, run, comfy.samplers.KSAMPLER(sampler), None)
 
 
 class _Listening:
@@ -112,7 +131,8 @@ class _Listening:
         return getattr(self._model, name)
 
 
-def _sample(model: ModelPatcher, schedule: Schedule, run: Run, sampler: Any, callback: Any) -> None:
+def sample(model: ModelPatcher, schedule: Schedule, run: Run, sampler: Any, callback: Any) -> None:
+    """A run through ComfyUI's own sampling, whose result the sampler keeps."""
     latent = comfy.sample.fix_empty_latent_channels(model, schedule.latent)
     index = None if schedule.batch_index is None else list(schedule.batch_index)
     comfy.sample.sample_custom(

@@ -1,4 +1,4 @@
-"""Q-Drift: a quantized model's sampler, lengthened at each step by the drift that its error has taken."""
+"""Q-Drift and moment matching: a quantized model's sampler, led back at each step to where full precision would be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..core.plan import CHOICES
 from . import _inputs
-from ._correction import FIRST_ORDER, REFUSE, Correction
+from ._correction import ADVISED, CORRECTIONS, FIRST_ORDER, REFUSE, Correction
 from ._hooks import exchange_sampler
 from ._qdrift_inputs import Statistics
 from ._stages import Window
@@ -17,13 +17,20 @@ BIAS = ("off", "deterministic", "stochastic")
 
 def options() -> list[io.Input]:
     return [
+        io.Combo.Input(
+            "correction",
+            options=list(CORRECTIONS),
+            default=ADVISED,
+            tooltip="advised: what helped on the calibration's held-out runs, or nothing. drift: Q-Drift, for error that acts "
+            "as noise. moments: after each step every channel gets full precision's mean and deviation. both: the two.",
+        ),
         io.Float.Input(
             "strength",
             default=1.0,
             min=0.0,
             max=2.0,
             step=0.05,
-            tooltip="Multiplies the correction c of every step. 1 is the theory's; 0 changes nothing, bit for bit.",
+            tooltip="How much of the correction of every step. 1 is all of it; 0 changes nothing, bit for bit.",
         ),
         io.Combo.Input(
             "channels",
@@ -78,8 +85,9 @@ class GimbalQDrift(io.ComfyNode):
             node_id="GimbalQDrift",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Corrects the sampling drift of a quantized model by statistics from Q-Drift Calibrate. Works under an "
-            "ordinary KSampler, by exchanging the chosen sampler for its corrected form. No extra model calls.",
+            description="Corrects the sampling drift of a quantized model by statistics from Q-Drift Calibrate, by Q-Drift or "
+            "moment matching. Works under an ordinary KSampler, by exchanging the chosen sampler for its corrected form. "
+            "No extra model calls.",
             inputs=[
                 io.Model.Input("model", tooltip="The quantized model."),
                 Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge."),
@@ -94,9 +102,9 @@ class GimbalQDrift(io.ComfyNode):
     def execute(cls, model, stats, start_percent: float, end_percent: float, **chosen) -> io.NodeOutput:
         window = Window(start_percent, end_percent)
         window.check(cls.NAME)
-        if chosen["strength"] == 0.0:
+        correction = Correction.chosen(cls.NAME, stats, window=window, **chosen)
+        if correction is None:
             return io.NodeOutput(model)
-        correction = Correction(cls.NAME, stats, window=window, **chosen)
         return io.NodeOutput(exchange_sampler(model, cls.NAME, correction.corrected))
 
 
@@ -130,9 +138,8 @@ class GimbalQDriftSampler(io.ComfyNode):
         window = Window(start_percent, end_percent)
         window.check(cls.NAME)
         sampler = comfy.samplers.sampler_object(sampler_name)
-        if chosen["strength"] == 0.0:
-            return io.NodeOutput(sampler)
-        return io.NodeOutput(Correction(cls.NAME, stats, window=window, **chosen).corrected(sampler))
+        correction = Correction.chosen(cls.NAME, stats, window=window, **chosen)
+        return io.NodeOutput(sampler if correction is None else correction.corrected(sampler))
 
 
 NODES = [GimbalQDrift, GimbalQDriftSampler]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import _calibration, _finish, _origin, _qdrift_inputs
-from ._calibration import Calibration, Progress, Twins
+from ._calibration import Aim, Calibration, Progress, Twins
 
 MODES = ("two passes", "interleaved")
 
@@ -20,12 +20,14 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="Measures the error of a quantized model: samples with full precision, asks the quantized model "
-            "at the same states, and writes the error's moments to models/qdrift. Goes on where it was after a Cancel.",
+            "at the same states, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs "
+            "to models/qdrift. Goes on where it was after a Cancel.",
             inputs=[
                 _qdrift_inputs.full_model(),
                 _qdrift_inputs.quantized_model(),
                 *_qdrift_inputs.schedule(),
                 *_qdrift_inputs.prompts(),
+                _qdrift_inputs.correction(),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -43,8 +45,8 @@ class GimbalQDriftCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, full_model, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, prompts,
-        negative_prompt, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
+        cls, full_model, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out,
+        prompts, negative_prompt, correction, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         full, quantized = (
             _finish.checked(cls.NAME, "full_model", full_model),
@@ -64,7 +66,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         planned = _qdrift_inputs.made_runs(
             cls.NAME,
             cfg,
-            _qdrift_inputs.seeds(first_seed, runs),
+            _qdrift_inputs.seeds(first_seed, runs + held_out),
             positive,
             negative,
             clip,
@@ -72,14 +74,17 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             negative_prompt,
         )
         twins = Twins(full, full_model, quantized_model, _calibration.full_key(full, keys[0], schedule), keys[1])
-        progress = Progress(cls.NAME, _finish.unique_id(cls), 2 * runs * schedule.steps)
-        calibration = Calibration(cls.NAME, twins, schedule, planned, trim or None, progress)
+        aim = Aim(correction, held_out)
+        total = (runs + held_out + aim.model_runs(runs)) * schedule.steps
+        progress = Progress(cls.NAME, _finish.unique_id(cls), total)
+        calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
         store = _calibration.store_for(twins, schedule, planned)
-        results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved()
+        results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved(store)
         output = _finish.finish(
             cls,
             calibration,
             results,
+            store,
             filename,
             full_model=_finish.name_of(cls, full_model, "full_model"),
             full_digest=digests[0],

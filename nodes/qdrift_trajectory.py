@@ -9,9 +9,11 @@ from comfy_api.latest import io
 
 from ..calibration.trajectory import InFolder, read_header, write_header
 from . import _calibration, _finish, _origin, _qdrift_folder, _qdrift_inputs
-from ._calibration import Calibration, Progress, Twins
+from ._calibration import Aim, Calibration, Progress, Twins
 from ._trajectory import Schedule
 from ._twins import Traits
+
+SETTINGS = ("key", "seeds", "held_out", "prompts", "full_model", "full_digest")
 
 
 class GimbalQDriftRecord(io.ComfyNode):
@@ -42,15 +44,15 @@ class GimbalQDriftRecord(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, prompts, negative_prompt, name,
-        sigmas=None, positive=None, negative=None, clip=None,
+        cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
+        negative_prompt, name, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         traits = _finish.checked(cls.NAME, "full_model", full_model)
         schedule = _qdrift_inputs.made_schedule(
             cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas
         )
         weights = _origin.weights_digest(full_model)
-        seeds = _qdrift_inputs.seeds(first_seed, runs)
+        seeds = _qdrift_inputs.seeds(first_seed, runs + held_out)
         planned = _qdrift_inputs.made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
         settings = {
             "key": _calibration.full_key(traits, _origin.identity(full_model, weights), schedule),
@@ -60,6 +62,7 @@ class GimbalQDriftRecord(io.ComfyNode):
             "scheduler": schedule.scheduler,
             "batch_index": schedule.batch_index and list(schedule.batch_index),
             "seeds": seeds,
+            "held_out": held_out,
             "prompts": [run.prompt for run in planned],
             "full_model": _finish.name_of(cls, full_model, "full_model"),
             "full_digest": weights,
@@ -71,9 +74,9 @@ class GimbalQDriftRecord(io.ComfyNode):
         store = InFolder(folder)
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
-        progress = Progress(cls.NAME, _finish.unique_id(cls), runs * schedule.steps)
+        progress = Progress(cls.NAME, _finish.unique_id(cls), len(planned) * schedule.steps)
         _calibration.record_all(cls.NAME, full_model, schedule, planned, store, progress)
-        progress.say(f"Recorded {runs} runs to {folder}")
+        progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
 
 
@@ -87,7 +90,8 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="The second half of a calibration: asks the quantized model at the states of a recorded "
-            "trajectory and writes the error's moments to models/qdrift. Needs the prompts of the recording.",
+            "trajectory, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs to "
+            "models/qdrift. Needs the prompts of the recording.",
             inputs=[
                 _qdrift_inputs.quantized_model(),
                 io.Combo.Input(
@@ -97,6 +101,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                     "Latent, cfg, sampler, steps and seeds come from it.",
                 ),
                 *_qdrift_inputs.prompts(),
+                _qdrift_inputs.correction(),
                 _qdrift_inputs.trim(),
                 _qdrift_inputs.filename("calibration"),
             ],
@@ -113,8 +118,8 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, quantized_model, trajectory, prompts, negative_prompt, trim, filename, positive=None, negative=None,
-        clip=None,
+        cls, quantized_model, trajectory, prompts, negative_prompt, correction, trim, filename, positive=None,
+        negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         folder = _qdrift_folder.trajectory_path(cls.NAME, trajectory)
         settings, full, schedule = _recorded(folder)
@@ -138,12 +143,15 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         weights = _origin.weights_digest(quantized_model)
         key = _origin.identity(quantized_model, weights)
         twins = Twins(full, None, quantized_model, settings["key"], key)
-        progress = Progress(cls.NAME, _finish.unique_id(cls), len(planned) * schedule.steps)
-        calibration = Calibration(cls.NAME, twins, schedule, planned, trim or None, progress)
+        aim = Aim(correction, settings["held_out"])
+        total = aim.model_runs(len(planned) - aim.held_out) * schedule.steps
+        progress = Progress(cls.NAME, _finish.unique_id(cls), total)
+        calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
         return _finish.finish(
             cls,
             calibration,
             calibration.second_pass(store),
+            store,
             filename,
             full_model=settings["full_model"],
             full_digest=settings["full_digest"],
@@ -167,7 +175,7 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], Traits, Schedule]:
             tensors["sigmas"],
         )
         traits = Traits(**settings["traits"])
-        settings = {name: settings[name] for name in ("key", "seeds", "prompts", "full_model", "full_digest")}
+        settings = {name: settings[name] for name in SETTINGS}
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder}: the trajectory's settings are not complete ({error}); record it again."

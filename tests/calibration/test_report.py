@@ -14,7 +14,7 @@ from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.trajectory import Call, InFolder, InMemory, read_header, write_header
+from gimbal.calibration.trajectory import Call, InFolder, InMemory, Trajectory, read_header, write_header
 
 LEVELS = [4.0, 2.0, 1.0]
 
@@ -113,6 +113,7 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
     run = RunMoments(3, trim=4.0)
     for seed, sigma in enumerate([2.0, 1.0]):
         run.add(sigma, *pair(seed))
+        run.add_state(pair(seed)[0])
     path = tmp_path / "deep" / "run.partial"
     run.save(path)
     back = RunMoments.load(path, 3, 4.0)
@@ -121,6 +122,9 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(ours.m2, theirs.m2) and torch.equal(ours.mean, theirs.mean) and ours.count == theirs.count
     for ours, theirs in zip(run.residuals, back.residuals, strict=True):
         assert torch.equal(ours.fourth, theirs.fourth) and torch.equal(ours.histogram, theirs.histogram)
+    for ours, theirs in zip(run.states, back.states, strict=True):
+        assert torch.equal(ours.m2, theirs.m2) and torch.equal(ours.mean, theirs.mean) and ours.count == theirs.count
+    assert len(back.states) == 2
     assert [file.name for file in path.parent.iterdir()] == ["run.partial"]
     with pytest.raises(ValueError, match="do not fit"):
         RunMoments.load(path, 4)
@@ -157,18 +161,21 @@ def test_an_error_without_a_random_part_has_no_shape():
     assert "no random part" in report.shape_sentence([Residual.empty(2)])
 
 
-def calls(n=3):
-    return [Call(torch.randn(2, 3, 4, 4), torch.full((2,), 1.0 / (i + 1)), torch.randn(2, 3, 4, 4)) for i in range(n)]
+def trajectory(n=3):
+    x = torch.randn(2, 3, 4, 4)
+    calls = [Call(torch.randn_like(x), torch.full((2,), 1.0 / (i + 1)), torch.randn_like(x)) for i in range(n)]
+    return Trajectory(calls, x)
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
 def test_trajectories_come_back_as_they_were(tmp_path, kind):
     store = InMemory() if kind == "memory" else InFolder(tmp_path / "t")
-    given = calls()
+    given = trajectory()
     assert not store.holds("a")
     store.put("a", given)
     assert store.holds("a") and not store.holds("b") and store.length("a") == 3
-    for one, other in zip(given, store.calls("a"), strict=True):
+    assert torch.equal(store.final("a"), given.final)
+    for one, other in zip(given.calls, store.calls("a"), strict=True):
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("x", "sigma", "denoised"))
     store.clear()
     assert not store.holds("a")
@@ -176,14 +183,14 @@ def test_trajectories_come_back_as_they_were(tmp_path, kind):
 
 def test_broken_trajectories_are_refused_in_words(tmp_path):
     store = InFolder(tmp_path)
-    store.put("a", calls())
+    store.put("a", trajectory())
     path = tmp_path / "a.safetensors"
     whole = path.read_bytes()
     for data in (
         whole[:-10],
         b"",
         b"\xff" * 100,
-        whole.replace(b"gimbal.qdrift.trajectory/1", b"gimbal.qdrift.trajectory/9"),
+        whole.replace(b"gimbal.qdrift.trajectory/2", b"gimbal.qdrift.trajectory/9"),
     ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"a\.safetensors.*record"):

@@ -14,9 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gimbal.calibration import files
 from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.statistics import QDriftStatistics
+from gimbal.calibration.trial import Trial
 
 SIGMAS = [14.6, 3.0, 0.5, 0.03]
 CHANNELS = 3
@@ -140,23 +142,10 @@ def test_one_sigma_is_enough():
         assert torch.equal(one.variance(sigma), row(one, 0))
 
 
-def test_state_map_is_interpolated_and_zero_stands_alone():
-    found = statistics()
-    levels, scale, shift = state_map()
-    for i, sigma in enumerate(levels):
-        assert torch.equal(found.state_map(sigma)[0], scale[i]) and torch.equal(found.state_map(sigma)[1], shift[i])
-    middle = found.state_map((3.0 * 0.5) ** 0.5)
-    assert middle[0].numpy() == pytest.approx((scale[:2].sum(0) / 2).numpy(), rel=1e-5)
-    assert middle[1].numpy() == pytest.approx((shift[:2].sum(0) / 2).numpy(), rel=1e-5)
-    assert torch.equal(found.state_map(0.001)[0], scale[2])  # below 0.03 but not 0
-    assert torch.equal(found.state_map(20.0)[0], scale[0])
-    assert statistics(state=False).state_map(1.0) is None
-
-
 @pytest.mark.parametrize("sigma", [-1.0, float("nan")])
 def test_a_noise_level_is_not_negative(sigma):
     found = statistics()
-    for read in (found.variance, found.slope, found.state_map):
+    for read in (found.variance, found.slope):
         with pytest.raises(ValueError, match=r"QDriftStatistics\.\w+: sigma is .*; pass a noise level"):
             read(sigma)
 
@@ -275,7 +264,7 @@ def test_what_is_optional_may_be_absent(tmp_path):
     needed = ("format", "path", "latent_channels", "latent_format", "cfg", "steps", "runs", "seeds")
     safetensors.torch.save_file(kept, path, {name: metadata[name] for name in needed})
     found = QDriftStatistics.load(path)
-    assert found.run_variance is None and found.state_map(1.0) is None
+    assert found.run_variance is None and found.state_map() is None
     assert found.provenance.solver == "" and found.provenance.sources == ("1", "2")
     assert torch.equal(found.m2, statistics().m2)
 
@@ -560,7 +549,7 @@ def test_merging_leaves_state_maps_out_and_one_part_alone():
     one = statistics()
     assert QDriftStatistics.merge([one]) is one
     merged = QDriftStatistics.merge([one, statistics((3,))])
-    assert merged.state_map(1.0) is None
+    assert merged.state_map() is None
     unknown = dataclasses.replace(statistics((3,)), run_variance=None)
     assert QDriftStatistics.merge([one, unknown]).run_variance is None
 
@@ -704,3 +693,34 @@ def test_description():
         assert [float(cell) for cell in cells[:-1]] == pytest.approx([float(e) for e in expected], abs=6e-4, rel=1e-3)
         error = moments.pooled().relative_error().item()
         assert float(cells[-1].rstrip("%")) == pytest.approx(100 * error, abs=0.006)
+
+
+def test_maps_with_drift_and_trials_survive_a_file(tmp_path):
+    found = statistics()
+    scale, shift = 1 + found.state_scale, found.state_shift - 1
+    tried = Trial((("plain", 0.0), ("drift", 1.0)), ((0.1,), (0.2,)), ((0.3,), (0.4,)))
+    whole = dataclasses.replace(found, state_scale_drift=scale, state_shift_drift=shift, trial=tried)
+    whole.save(tmp_path / "a.safetensors")
+    back = QDriftStatistics.load(tmp_path / "a.safetensors")
+    assert back.trial == tried and torch.equal(back.state_map(with_drift=True).scale, scale)
+    assert torch.equal(back.state_map().scale, found.state_scale) and back.state_map().start == SIGMAS[0]
+    assert "leave this model as it is" in back.verdict() and "held-out" in back.describe()
+    assert found.state_map(with_drift=True) is None
+    with pytest.raises(ValueError, match="state_shift_drift is missing"):
+        dataclasses.replace(found, state_scale_drift=scale)
+    with pytest.raises(ValueError, match="state_scale_drift is negative"):
+        dataclasses.replace(found, state_scale_drift=-scale, state_shift_drift=shift)
+    with pytest.raises(ValueError, match="does not begin below the first sigma"):
+        dataclasses.replace(found, state_sigma=found.state_sigma + SIGMAS[0])
+
+
+def test_a_broken_trial_is_refused_with_its_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    found = statistics()
+    files.write(
+        path,
+        {**found._given(), "variance": torch.stack([row(found, i) for i in range(4)])},
+        {**found.provenance.to_metadata(), "trial": "{}"},
+    )
+    with pytest.raises(ValueError, match=r"a\.safetensors: Trial: .*calibrate again"):
+        QDriftStatistics.load(path)

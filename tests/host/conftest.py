@@ -1,11 +1,26 @@
 """Fixtures around a real ComfyUI: in this process for sampling, as a server for everything over HTTP."""
 
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+HERE = Path(__file__).parent
+
+
+def load(name):
+    """A module beside this one, for tests to import: pytest leaves their folder off sys.path."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+calibrating = load("calibrating")
+folders, twin, calibrate = calibrating.folders, calibrating.twin, calibrating.calibrate
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +57,7 @@ def inference_mode():
 @pytest.fixture(scope="session")
 def tiny(comfy, tmp_path_factory):
     """`tiny(family)`: a small random model of that family, loaded as "Load Diffusion Model" does."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parent / "tiny_models.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_models"] = module
-    spec.loader.exec_module(module)
-    return module.Tiny(tmp_path_factory.mktemp("tiny"))
+    return load("tiny_models").Tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +78,10 @@ def server(comfyui_home, tmp_path_factory):
     from devkit import base
     from devkit.server import Server
 
-    here = Path(__file__).parent
     folder = base.make(tmp_path_factory.mktemp("comfyui"))
     stand_ins = folder / "custom_nodes" / "stand_ins"
-    shutil.copytree(here / "stand_ins", stand_ins, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(here / "tiny_models.py", stand_ins)
+    shutil.copytree(HERE / "stand_ins", stand_ins, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(HERE / "tiny_models.py", stand_ins)
     with Server(comfyui_home, folder) as running:
         yield running
 

@@ -55,6 +55,7 @@ MODEL_NODES = {
     },
     "qdrift.GimbalQDrift": {
         "stats": lambda model: sys.modules["tiny_models"].statistics(model),
+        "correction": "drift",
         "strength": 1.0,
         "channels": "channel",
         "rule": "auto",
@@ -65,7 +66,9 @@ MODEL_NODES = {
         "end_percent": 1.0,
     },
 }
-ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift",)  # a model carries one of these at most
+MODEL_NODES["qdrift.GimbalQDrift by moments"] = {**MODEL_NODES["qdrift.GimbalQDrift"], "correction": "moments"}
+# A model carries one of these at most.
+ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", "qdrift.GimbalQDrift by moments")
 
 pytestmark = [
     pytest.mark.parametrize("family", FAMILIES),

@@ -158,8 +158,10 @@ def calibration(text="G", **changes):
         "steps": 6,
         "runs": 3,
         "first_seed": 7,
+        "held_out": 1,
         "prompts": "",
         "negative_prompt": "",
+        "correction": "drift and moments",
         "mode": "two passes",
         "trim": 0.0,
         "filename": "letters",
@@ -236,11 +238,12 @@ def test_split_pair_over_http(server):
     del graph["5"]
     whole = graph.pop("4")["inputs"]
     names = ("full_model", "latent", "positive", "negative", "cfg", "sampler_name", "scheduler", "steps", "runs")
-    recording = {name: whole[name] for name in (*names, "first_seed", "prompts", "negative_prompt")}
+    recording = {name: whole[name] for name in (*names, "first_seed", "held_out", "prompts", "negative_prompt")}
     first = {**graph, "4": {"class_type": "GimbalQDriftRecord", "inputs": {**recording, "name": "letters"}}}
     del first["2"]
     client.run(server.url, first)
-    measuring = {name: whole[name] for name in ("quantized_model", "positive", "negative", "prompts", "trim")}
+    names = ("quantized_model", "positive", "negative", "prompts", "correction", "trim")
+    measuring = {name: whole[name] for name in names}
     measuring |= {"negative_prompt": "", "trajectory": "letters", "filename": "split"}
     second = {**graph, "4": {"class_type": "GimbalQDriftCalibrateFrom", "inputs": measuring}}
     del second["1"]
@@ -250,3 +253,5 @@ def test_split_pair_over_http(server):
         QDriftStatistics.load(server.base / "models/qdrift" / f"{name}.safetensors") for name in ("split", "at once")
     )
     assert torch.equal(split.m2, whole.m2) and split.provenance == whole.provenance
+    assert torch.equal(split.state_scale, whole.state_scale) and torch.equal(split.state_shift, whole.state_shift)
+    assert split.trial == whole.trial and whole.trial.runs == 1

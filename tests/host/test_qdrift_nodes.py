@@ -7,6 +7,7 @@ import pytest
 import torch
 
 OPTIONS = {
+    "correction": "drift",
     "strength": 1.0,
     "channels": "channel",
     "rule": "auto",

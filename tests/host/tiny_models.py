@@ -363,7 +363,7 @@ def _randomise(network: nn.Module) -> None:
 
 
 def statistics(model: Any, spread: float = 0.45, **changes: Any) -> Any:
-    """Q-Drift statistics of an error of this spread, different in each channel; `changes` to its provenance."""
+    """Q-Drift statistics of an error of this spread, different in each channel, and maps; `changes` to its provenance."""
     from gimbal.calibration.moments import JointMoments
     from gimbal.calibration.provenance import Provenance
     from gimbal.calibration.statistics import QDriftStatistics
@@ -382,4 +382,8 @@ def statistics(model: Any, spread: float = 0.45, **changes: Any) -> Any:
         runs.append(moments)
     about = {"path": path, "latent_channels": channels, "latent_format": latent_format(model)}
     about |= {"cfg": 3.0, "steps": 3, "runs": 1, "seeds": (0,)}
-    return QDriftStatistics.from_runs(sigmas, [runs], Provenance(**{**about, **changes}))
+    ends = [*sigmas[1:], 0.0]
+    maps = [
+        (1 + 0.2 * torch.rand(3, channels, generator=generator), torch.full((3, channels), 0.05)) for _ in range(2)
+    ]
+    return QDriftStatistics.from_runs(sigmas, [runs], Provenance(**{**about, **changes}), (ends, *maps[0]), maps[1])
