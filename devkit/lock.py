@@ -54,4 +54,6 @@ def _compile(source: Path, lock: Path, *options: str | Path) -> None:
 
 
 def _with_cpu_build(entry: str) -> str:
+    if TORCH_CPU_HASH in entry:  # uv keeps the hashes of the lock file that it renews
+        return entry
     return f"{entry} \\\n    --hash=sha256:{TORCH_CPU_HASH}"
