@@ -6,6 +6,7 @@ python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
 python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` measures what pictures become
 python dev.py train      train the demo model anew
 python dev.py workflows  write workflows/ anew from devkit/recipes.py
+python dev.py quantize   write the quantized twin of a model's file (--help: the formats)
 python dev.py lock       make the lock files anew
 """
 
@@ -40,6 +41,7 @@ def main() -> int:
     command("bench", bench, "Run the benchmarks named, or all those of speed.")
     command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
     command("workflows", workflows, "Write workflows/ anew from devkit/recipes.py.")
+    command("quantize", quantize, "Write the quantized twin of a model's file; what follows is passed on.", host=False)
     command("lock", relock, "Make devkit/locks anew.", host=False)
     args, rest = parser.parse_known_args()
     # Keep the repository root off sys.path: its `nodes` would shadow ComfyUI's module of that name.
@@ -92,6 +94,11 @@ def bench(args: argparse.Namespace, rest: list[str]) -> int:
         if code:
             return code
     return 0
+
+
+def quantize(args: argparse.Namespace, rest: list[str]) -> int:
+    environment.ensure(environment.QUICK)
+    return environment.run([ROOT / "devkit" / "quantize.py", *rest])
 
 
 def relock(args: argparse.Namespace, rest: list[str]) -> int:
