@@ -4,6 +4,7 @@ python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the 
 python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI)
 python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
 python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` measures what pictures become
+python dev.py checkpoints  paired pictures of your own models on your own ComfyUI (docs/CHECKPOINTS.md)
 python dev.py train      train the demo model anew
 python dev.py workflows  write workflows/ anew from devkit/recipes.py
 python dev.py quantize   write the quantized twin of a model's file (--help: the formats)
@@ -27,8 +28,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, text: str, host: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(name: str, function: object, text: str, host: bool = True, **options) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, **options)
         sub.set_defaults(function=function)
         if host:
             sub.add_argument("--comfyui", type=Path, metavar="PATH", help="use this ComfyUI instead of the pinned one")
@@ -39,9 +40,11 @@ def main() -> int:
     test_parser.add_argument("--quick", action="store_true", help="only what needs no ComfyUI")
     command("comfyui", play, "Start ComfyUI with the pack and the demo model; what follows is passed on to it.")
     command("bench", bench, "Run the benchmarks named, or all those of speed.")
+    # Their own --help says what they take.
+    command("checkpoints", checkpoints, "Paired pictures of your own checkpoints.", host=False, add_help=False)
+    command("quantize", quantize, "Write the quantized twin of a model's file.", host=False, add_help=False)
     command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
     command("workflows", workflows, "Write workflows/ anew from devkit/recipes.py.")
-    command("quantize", quantize, "Write the quantized twin of a model's file; what follows is passed on.", host=False)
     command("lock", relock, "Make devkit/locks anew.", host=False)
     args, rest = parser.parse_known_args()
     # Keep the repository root off sys.path: its `nodes` would shadow ComfyUI's module of that name.
@@ -94,6 +97,11 @@ def bench(args: argparse.Namespace, rest: list[str]) -> int:
         if code:
             return code
     return 0
+
+
+def checkpoints(args: argparse.Namespace, rest: list[str]) -> int:
+    environment.ensure(environment.QUICK)
+    return environment.run([ROOT / "benchmarks" / "checkpoints", *rest])
 
 
 def quantize(args: argparse.Namespace, rest: list[str]) -> int:
