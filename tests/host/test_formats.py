@@ -18,7 +18,8 @@ SAFETENSORS = ("fp8", "fp8_scaled", "fp8_mixed", "fp8_tagged", "nvfp4", "mxfp8",
 GGUF = ("gguf-q8_0", "gguf-q5_0", "gguf-q4_0")
 MISREAD = ("fp8_mixed", "fp8_tagged")  # by a ComfyUI that does not know them: it loads them without an error
 ALGORITHMS = {"fp8_mixed": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8", "int8": "int8_tensorwise"}
-SEED, STEPS, CFG = 5, 4, 3.0
+SEEDS, SEED = (0, 1), 5  # of the calibration, and of a run beside it
+STEPS, CFG = 4, 3.0
 # What a calibration file says of the weights, by format; new ComfyUI reads all fp8 files into one kind of tensor.
 NAMES = {
     CAST: "float8_e4m3fn",
@@ -117,16 +118,18 @@ class Bench:
         self.letters = flow.node("GimbalDemoLetters", text="GIM")
         self.full, self.quantized = load(flow, "full"), load(flow, name)
 
-    def calibrate(self, **options):
+    def calibrate(self, filename, **options):
         given = {"positive": self.letters[0], "negative": self.letters[1], "latent": self.letters[2], "cfg": CFG}
         models = {"full_model": self.full, "quantized_model": self.quantized}
-        return self.flow.node(
-            "GimbalQDriftCalibrate", **given, **models, steps=STEPS, runs=2, filename=self.name, **options
-        )
+        given |= {"steps": STEPS, "runs": len(SEEDS), "first_seed": SEEDS[0], "filename": filename}
+        return self.flow.node("GimbalQDriftCalibrate", **given, **models, **options)
 
-    def sample(self, model, saved):
+    def corrected(self, stats, correction):
+        return self.flow.node("GimbalQDrift", model=self.quantized, stats=stats, correction=correction)[0]
+
+    def sample(self, model, saved, seed=SEED):
         given = {"positive": self.letters[0], "negative": self.letters[1], "latent_image": self.letters[2]}
-        given |= {"seed": SEED, "steps": STEPS, "cfg": CFG, "scheduler": "simple"}
+        given |= {"seed": seed, "steps": STEPS, "cfg": CFG, "scheduler": "simple"}
         sampled = self.flow.node("KSampler", model=model, **given)
         self.flow.node("SaveLatent", samples=sampled[0], filename_prefix=f"{self.name}-{saved}")
 
@@ -159,11 +162,11 @@ def test_a_twin_is_calibrated_corrected_and_reported(comfyui_home, gguf_pack, se
 
     def build(flow):
         bench = Bench(flow, name)
-        stats = bench.calibrate()[0]
+        stats = bench.calibrate(name, correction="drift", held_out=0)[0]
         flow.node("GimbalQDriftReport", stats=stats)
         bench.sample(bench.full, "full")
         bench.sample(bench.quantized, "plain")
-        bench.sample(flow.node("GimbalQDrift", model=bench.quantized, stats=stats)[0], "corrected")
+        bench.sample(bench.corrected(stats, "drift"), "corrected")
 
     result = queue(build)
     assert len([entry for node in result.outputs for entry in result.images(node)]) == 2, "two reports as pictures"
@@ -176,6 +179,46 @@ def test_a_twin_is_calibrated_corrected_and_reported(comfyui_home, gguf_pack, se
     assert torch.isfinite(corrected).all() and not torch.equal(corrected, plain)
     away, still = (float((each - full).norm() / full.norm()) for each in (plain, corrected))
     assert error < away < 6 * error and still == pytest.approx(away, rel=0.1)
+
+
+@pytest.mark.parametrize("name", [CAST, "gguf-q4_0"])
+def test_moments_are_matched_and_advice_is_followed(comfyui_home, gguf_pack, server, queue, name):
+    """On the calibrated runs themselves moment matching restores every channel's mean and deviation."""
+    from gimbal.calibration.statistics import QDriftStatistics
+
+    skip_unless_read(comfyui_home, gguf_pack, name)
+    before = len(server.log_lines())
+
+    def build(flow):
+        bench = Bench(flow, name)
+        stats = bench.calibrate(f"{name}-moments", correction="drift and moments", held_out=1)[0]
+        for seed in SEEDS:
+            bench.sample(bench.full, f"full{seed}", seed)
+            bench.sample(bench.quantized, f"plain{seed}", seed)
+            for correction in ("drift", "moments", "both", "advised"):
+                bench.sample(bench.corrected(stats, correction), f"{correction}{seed}", seed)
+
+    queue(build)
+
+    def latents(kind):
+        return torch.cat([latent(server, name, f"{kind}{seed}") for seed in SEEDS])
+
+    full, plain = latents("full"), latents("plain")
+    away = {kind: apart(latents(kind), full) for kind in ("plain", "drift", "moments", "both")}
+    assert max(away["moments"], away["both"]) < 1e-4 * away["plain"] and away["drift"] != away["plain"]
+    found = QDriftStatistics.load(server.base / "models" / "qdrift" / f"{name}-moments.safetensors")
+    advice = found.trial.advice()
+    lines = server.log_lines()[before:]
+    said = [line for line in lines if "changes nothing, as advised" in line or "advised is" in line]
+    assert said and all(("changes nothing" in line) != bool(advice.correction) for line in said)
+    if advice.strength in (0.0, 1.0):
+        assert torch.equal(latents("advised"), latents(advice.correction or "plain"))
+
+
+def apart(ours, theirs):
+    """How far the channels' means and deviations are from one another."""
+    one, two = (torch.stack([part.mean((0, 2, 3)), part.std((0, 2, 3), correction=0)]) for part in (ours, theirs))
+    return float((one - two).norm())
 
 
 def test_the_page_says_which_versions_read_what(comfyui_home):
@@ -195,7 +238,7 @@ def test_full_precision_against_itself_is_refused(server, queue):
     from devkit.client import WorkflowFailed
 
     with pytest.raises(WorkflowFailed, match="full_model and quantized_model are the same model"):
-        queue(lambda flow: Bench(flow, "full").calibrate())
+        queue(lambda flow: Bench(flow, "full").calibrate("full"))
 
 
 def test_files_that_are_silently_misread_are_refused(comfyui_home, server, queue):
@@ -208,4 +251,4 @@ def test_files_that_are_silently_misread_are_refused(comfyui_home, server, queue
         with pytest.raises(
             WorkflowFailed, match=r"the error is \d+% of the signal or more at every step: most likely"
         ):
-            queue(lambda flow, name=name: Bench(flow, name).calibrate())
+            queue(lambda flow, name=name: Bench(flow, name).calibrate(name))
