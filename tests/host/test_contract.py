@@ -66,9 +66,9 @@ MODEL_NODES = {
         "end_percent": 1.0,
     },
 }
-MODEL_NODES["qdrift.GimbalQDrift by moments"] = {**MODEL_NODES["qdrift.GimbalQDrift"], "correction": "moments"}
-# A model carries one of these at most.
-ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", "qdrift.GimbalQDrift by moments")
+BY_MOMENTS = "qdrift.GimbalQDrift by moments"
+MODEL_NODES[BY_MOMENTS] = {**MODEL_NODES["qdrift.GimbalQDrift"], "correction": "moments"}
+ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", BY_MOMENTS)  # a model carries one of these at most
 
 pytestmark = [
     pytest.mark.parametrize("family", FAMILIES),
@@ -165,6 +165,10 @@ def test_batch_equals_one_by_one(tiny, node, family):
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral", "res_multistep"])
 def test_repeats_under_every_kind_of_sampler(tiny, node, family, sampler):
     patched = apply(node, tiny.model(family))
+    if sampler == "uni_pc" and node == BY_MOMENTS:  # its steps cannot be read, and maps belong to steps
+        with pytest.raises(ValueError, match="no corrected form"):
+            tiny.sample(patched, family, sampler=sampler)
+        return
     first = tiny.sample(patched, family, sampler=sampler)
     assert first.isfinite().all()
     assert torch.equal(tiny.sample(patched, family, sampler=sampler), first)

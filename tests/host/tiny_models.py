@@ -384,6 +384,6 @@ def statistics(model: Any, spread: float = 0.45, **changes: Any) -> Any:
     about |= {"cfg": 3.0, "steps": 3, "runs": 1, "seeds": (0,)}
     ends = [*sigmas[1:], 0.0]
     maps = [
-        (1 + 0.2 * torch.rand(3, channels, generator=generator), torch.full((3, channels), 0.05)) for _ in range(2)
+        (1 + 0.05 * torch.rand(3, channels, generator=generator), torch.full((3, channels), 0.05)) for _ in range(2)
     ]
     return QDriftStatistics.from_runs(sigmas, [runs], Provenance(**{**about, **changes}), (ends, *maps[0]), maps[1])
