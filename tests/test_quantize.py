@@ -1,6 +1,8 @@
 """Quantized twins: which weights, how far they are rounded, and what is refused."""
 
 import json
+import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -144,6 +146,34 @@ def test_what_cannot_be_made_is_said(model, tmp_path):
     with pytest.raises(Stop, match="no linear layer in a numbered block"):
         formats.make(tmp_path / "none.safetensors", "fp8_mixed", tmp_path / "twin.safetensors")
     assert not list(tmp_path.glob("twin*"))
+
+
+def test_the_gguf_pack_comes_out_of_an_archive_or_a_repository(tmp_path, monkeypatch):
+    files = {"nodes.py": b"NODES = 1\n", "tools/convert.py": b""}
+    monkeypatch.delenv("GIMBAL_GGUF", raising=False)
+    monkeypatch.setattr(gguf_pack, "SHA256", gguf_pack.digest(files))
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w") as archive:
+        archive.mkdir("ComfyUI-GGUF-795e451")
+        for name, content in files.items():
+            archive.writestr(f"ComfyUI-GGUF-795e451/{name}", content)
+    monkeypatch.setattr(gguf_pack, "URL", (tmp_path / "pack.zip").as_uri())
+    monkeypatch.setattr(gguf_pack, "HOME", tmp_path / "github" / "pack")
+    assert gguf_pack.locate() == gguf_pack.HOME
+    assert {name: (gguf_pack.HOME / name).read_bytes() for name in files} == files
+    copied = gguf_pack.install(tmp_path / "custom_nodes")
+    assert (copied / "tools" / "convert.py").is_file()
+
+    repository = tmp_path / "repository"
+    for name, content in files.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_bytes(content)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false", "-c", "core.autocrlf=false"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    monkeypatch.setattr(gguf_pack, "COMMIT", "HEAD")
+    monkeypatch.setattr(gguf_pack, "HOME", tmp_path / "git" / "pack")
+    monkeypatch.setenv("GIMBAL_GGUF", str(repository / ".git"))  # as a bare one: no nodes.py lies in it
+    assert gguf_pack.locate() == gguf_pack.HOME and (gguf_pack.HOME / "nodes.py").read_bytes() == files["nodes.py"]
 
 
 def test_the_gguf_pack_is_found_or_asked_for(tmp_path, monkeypatch):

@@ -129,6 +129,26 @@ def test_what_cannot_be_compared_is_said(given, tmp_path):
         command.main(given)
 
 
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        ("samg_side_by_side", {"plain", "samg"}),
+        ("stacked", {"plain", "stacked"}),
+        ("samg_video", {"plain", "stabilised"}),
+        ("qdrift_side_by_side", {"plain", "corrected"}),
+    ],
+)
+def test_bundled_workflows_are_understood(server, name, variants):
+    from checkpoints import graphs
+
+    found = graphs.load(BENCHMARKS.parent / "workflows" / f"{name}.json", server.get("/object_info"))
+    assert set(found.variants) == variants
+    filled = found.filled("a lake", 3)
+    texts = [entry["inputs"]["text"] for entry in filled.values() if "text" in entry["inputs"]]
+    assert texts.count("a lake") == 1 and len(texts) == 2, "the negative prompt stays"
+    assert {entry["inputs"]["seed"] for entry in filled.values() if "seed" in entry["inputs"]} == {3}
+
+
 def test_measures_that_need_a_download_are_left_out_with_a_word(given, tmp_path, monkeypatch):
     import huggingface_hub.constants
     from checkpoints import command
