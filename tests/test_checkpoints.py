@@ -107,8 +107,10 @@ def test_prompts_are_the_units_and_words_follow_the_direction():
     assert change.n == 3 and change.mean == pytest.approx(1.0) and change.error == pytest.approx(0.0, abs=1e-9)
     assert values.word("ours", "plain", "psnr") == values.word("ours", "plain", "mse") == "better"
     assert values.word("plain", "ours", "psnr") == values.word("plain", "ours", "mse") == "worse"
-    values.found["ours"]["contrast"] = values.found["plain"]["contrast"] = [[1.0]] * 3
-    assert values.word("ours", "plain", "contrast") == ""
+    values.found["plain"]["contrast"] = [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+    values.found["ours"]["contrast"] = [[1.5, 1.5], [2.6, 2.6], [3.4, 3.4]]
+    assert values.word("ours", "plain", "contrast") == "higher" and values.word("plain", "ours", "contrast") == "lower"
+    assert values.word("plain", "plain", "psnr") == "no difference"
     one = Values(1, 3, {"plain": {"mse": [[1.0, 2.0, 3.0]]}})
     assert one.units("plain", "mse") == [1.0, 2.0, 3.0] and one.mean("plain", "mse").mean == 2.0
     text = report.text(values, None, "plain", ["a workflow"], ["FID is not to be had"])

@@ -41,7 +41,7 @@ def text(values: Values, reference: str | None, baseline: str, about: Sequence[s
         "",
     ]
     rows = [
-        [name, MEASURES[each].title, table.difference(values.change(name, baseline, each)), _word(values, name, baseline, each)]
+        [name, MEASURES[each].title, table.difference(values.change(name, baseline, each)), values.word(name, baseline, each)]
         for name in names
         if name not in (reference, baseline)
         for each in columns
@@ -60,10 +60,6 @@ def _title(name: str, reference: str | None, baseline: str) -> str:
 
 def _mean(values: Values, name: str, measure: str) -> str:
     return table.plus_minus(values.mean(name, measure)) if measure in values.found[name] else "-"
-
-
-def _word(values: Values, name: str, baseline: str, measure: str) -> str:
-    return values.word(name, baseline, measure) or "-"
 
 
 def sheet(album: Album, names: Sequence[str], path: Path) -> None:

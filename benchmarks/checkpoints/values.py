@@ -38,10 +38,15 @@ class Values:
         return paired(self.units(name, measure), self.units(base, measure))
 
     def word(self, name: str, base: str, measure: str) -> str:
-        """better, worse or no difference; "" of a measure that is neither good nor bad."""
-        sign = -MEASURES[measure].better  # Estimate's word is for what is better when it is less
-        ours, theirs = ([sign * value for value in self.units(each, measure)] for each in (name, base))
-        return paired(ours, theirs).word if sign else ""
+        """better, worse, or higher and lower of what is neither good nor bad; or no difference."""
+        better = MEASURES[measure].better
+        change = self.change(name, base, measure)
+        if change.word == "no difference":
+            return change.word
+        rises = change.mean > 0
+        if better == 0:
+            return "higher" if rises else "lower"
+        return "better" if rises == (better > 0) else "worse"
 
 
 def of(

@@ -90,7 +90,7 @@ def test_pairs_are_made_once_and_compared(server, given, tmp_path):
     assert rows[0][1] == "PSNR, dB" and float(rows[3][1].split(" ")[0]) == pytest.approx(sum(plain) / 2, abs=0.6)
     change = next(row for row in rows if row[:2] == ["steady", "PSNR, dB"])
     assert float(change[2].split(" ")[0]) == pytest.approx((sum(steady) - sum(plain)) / 2, abs=0.6)
-    assert {row[3] for row in rows[6:]} - {"---", "is"} <= {"better", "worse", "no difference", "-"}
+    assert {row[3] for row in rows[6:]} - {"---", "is"} <= {"better", "worse", "higher", "lower", "no difference"}
     assert "2 prompts, 2 seeds" in report and "4 pairs are few" in report
     with Image.open(tmp_path / "made" / "sheet.png") as sheet:
         assert sheet.width > 4 * 64 and sheet.height > 3 * 64
