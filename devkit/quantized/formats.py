@@ -28,8 +28,7 @@ class Format:
 
 
 FORMATS = {
-    # Public files of these two kinds hold every matrix in fp8; and ComfyUI up to 0.3.76 casts those that are not, without
-    # a scale, when it loads the file.
+    # Every matrix in these two: ComfyUI 0.3.75 casts those that a scaled file leaves, without a scale, when it loads it.
     "fp8": Format("float8_e4m3fn without scales", fp8.plain, every_linear=True),
     "fp8_scaled": Format("float8_e4m3fn with scale_weight and the scaled_fp8 marker", fp8.scaled, every_linear=True),
     "fp8_mixed": Format("float8_e4m3fn with weight_scale, the layers listed in the header", fp8.mixed),
