@@ -30,6 +30,7 @@ from ..calibration.statistics import QDriftStatistics
 from ..calibration.trajectory import Call, InFolder, InMemory, Store, Trajectory
 from ..calibration.trial import PLAIN, Trial, compared
 from ..core.plan import Plan
+from ..core.qdrift import doubles
 from . import _origin, _qdrift_folder
 from ._closed_loop import match_states
 from ._correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
@@ -286,7 +287,7 @@ class Calibration:
                 self.progress.say(f"Held-out run {i + 1} of {len(self.held_out)}: trying {candidate[0]}")
                 measures.append(compared(self._sampled(run, candidate, statistics), full))
                 self.progress.end(self.schedule.steps)
-            found = {"measures": torch.tensor(measures, dtype=torch.float64)}
+            found = {"measures": torch.stack([doubles(pair) for pair in measures])}
             partial.save(path, found)
         else:
             self.progress.end(self.schedule.steps * len(candidates))

@@ -6,10 +6,10 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy_api.latest import io, ui
 
 from ..calibration.trajectory import Store
+from ..core.qdrift import doubles
 from . import _calibration, _origin, _qdrift_folder, _qdrift_inputs
 from ._calibration import Calibration
 from ._correction import BOTH, MOMENTS
@@ -53,7 +53,7 @@ def finish(
     if maps:
         parts = [part.float() for kind in (MOMENTS, BOTH) for part in maps[kind]]
         names = ("state_scale", "state_shift", "state_scale_drift", "state_shift_drift")
-        levels = torch.tensor(calibration.step_levels(), dtype=torch.float64)
+        levels = doubles(calibration.step_levels())
         found = replace(found, state_sigma=levels, **dict(zip(names, parts, strict=True)))
     found = replace(found, trial=calibration.trial(found, store))
     path = _qdrift_folder.save(found, filename)

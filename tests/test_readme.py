@@ -1,5 +1,6 @@
 """What README shows as code runs as it stands there; its links lead somewhere."""
 
+import ast
 import re
 import runpy
 from itertools import pairwise
@@ -109,3 +110,25 @@ def test_links_lead_somewhere():
     local = [target for target in targets if "://" not in target]
     assert len(local) > 5
     assert not [target for target in local if not (ROOT / target).exists()]
+
+
+def messages():
+    """Every text that the pack's code can say, with "..." for what it fills in."""
+    found = []
+    for path in sorted([*(ROOT / "nodes").glob("*.py"), *(ROOT / "core").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%[dgs]", "...", node.value))
+    return found
+
+
+def test_troubleshooting_quotes_what_is_really_said():
+    (table,) = re.findall(r"## Troubleshooting\n(.*?)\n## ", README, re.DOTALL)
+    quoted = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    assert len(quoted) >= 10
+    said = messages()
+    for quote in quoted:
+        parts = [re.escape(part) for part in quote.split("...")]
+        assert any(re.search(".*".join(parts), text) for text in said), quote
