@@ -32,3 +32,4 @@ if "gimbal" not in sys.modules:
 def pytest_addoption(parser):
     parser.addoption("--comfyui", type=Path, help="a ComfyUI checkout; the host tests are skipped without one")
     parser.addoption("--artefacts", type=Path, default=ROOT / ".dev" / "artefacts", help="where pictures go")
+    parser.addoption("--update-signatures", action="store_true", help="write tests/host/signatures.json anew")
