@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -30,19 +31,51 @@ def test_archive_holds_what_users_need_and_no_more(published):
     assert sum((ROOT / path).stat().st_size for path in published) < 5 * 2**20
 
 
-def test_metadata_is_what_the_registry_asks(published):
+def test_archive_is_what_git_would_publish(published):
+    """The tests install `published_files`; the registry takes what git knows. Both must be the same."""
+    from devkit import archive
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout to publish from")
+    assert published == archive.files()
+
+
+def test_metadata_is_what_the_registry_asks():
     project, comfy = PROJECT["project"], PROJECT["tool"]["comfy"]
     assert project["name"] == "gimbal" and re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
-    assert comfy["PublisherId"] and comfy["DisplayName"] == "Gimbal" and comfy["requires-comfyui"]
-    assert comfy["Icon"].startswith("https://")
+    assert project["description"] and project["requires-python"] and project["license"] == "MIT"
+    assert all((ROOT / file).is_file() for file in [project["readme"], *project["license-files"]])
+    assert {"Homepage", "Documentation", "Repository", "Issues"} <= set(project["urls"])
+    assert all(address.startswith("https://") for address in project["urls"].values())
+    assert comfy["PublisherId"] and comfy["DisplayName"] == "Gimbal"
+    # Any other form the registry's tool drops with a warning.
+    assert re.fullmatch(r"(==|>=|<=|!=|~=|>|<)\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    kinds = [name.partition(" :: ")[2] for name in project["classifiers"] if name.startswith("Operating System")]
+    assert kinds == ["OS Independent"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8") or (
         "## Unreleased" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     )
 
 
+@pytest.mark.parametrize(("key", "ratio", "most"), [("Icon", 1, 400), ("Banner", 21 / 9, 1260)])
+def test_pictures_of_the_registry(key, ratio, most):
+    """A square of 400 pixels at most, and 21 to 9; read from the branch that the address names."""
+    address = PROJECT["tool"]["comfy"][key]
+    start = PROJECT["project"]["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main/"
+    assert address.startswith(start)
+    path = ROOT / address.removeprefix(start)
+    with Image.open(path) as picture:
+        width, height = picture.size
+    assert width <= most and abs(width / height - ratio) < 0.01
+    assert path.stat().st_size < 200_000
+
+
 def test_requirements_add_nothing():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert not [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+FORBIDDEN_MODULES = {"subprocess", "pip", "socket", "http", "urllib", "requests", "pickle", "marshal", "ctypes"}
 
 
 def published_sources(published):
@@ -52,19 +85,31 @@ def published_sources(published):
 def test_sources_keep_the_registrys_and_our_rules(published):
     for path in published_sources(published):
         text = path.read_text(encoding="utf-8")
+        assert not text.startswith("\ufeff"), path  # a mark that some readers take for a character
         text.encode("cp1252")  # Windows consoles and comfy-test read it so
         for node in ast.walk(ast.parse(text)):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in ("eval", "exec", "print", "__import__"), where
+                assert node.func.id not in ("eval", "exec", "compile", "print", "__import__"), where
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in ("os.system", "os.popen", "torch.load", "sys.path"), where
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else ""
                 assert caught not in ("", "Exception", "BaseException"), where
             if isinstance(node, ast.Import | ast.ImportFrom):
                 module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-                assert (module or "").split(".")[0] not in ("subprocess", "requests", "urllib", "pickle"), where
+                assert (module or "").split(".")[0] not in FORBIDDEN_MODULES, where
             if isinstance(node, ast.Global):
                 raise AssertionError(where)
+
+
+def test_what_the_registrys_own_check_finds(published):
+    """`comfy node validate` runs these rules over everything; over what users get they must find nothing."""
+    files = [str(path) for path in published_sources(published)]
+    rules = ["--isolated", "--no-cache", "--select", "S102,S307,E702"]
+    command = [sys.executable, "-m", "ruff", "check", *rules, *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def imports_of(path):
