@@ -125,7 +125,8 @@ def simulate_quantization(graph: Graph) -> None:
 
 def qdrift(graph: Graph) -> None:
     stats, coarse = calibrated(graph), quantized(graph, "W3A4")
-    for model in (graph.model, coarse, graph.add("GimbalQDrift", model=coarse, stats=stats)):
+    corrected = (graph.add("GimbalQDrift", model=coarse, stats=stats, correction=c) for c in ("drift", "moments"))
+    for model in (graph.model, coarse, *corrected):
         graph.row(graph.sampled(model, 3.0, 20))
 
 
