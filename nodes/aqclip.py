@@ -90,7 +90,7 @@ class GimbalAQClip(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qsilk",
             description="Keeps every step's prediction, tile by tile, within a corridor around the tile's own mean, after "
-            "guidance. Wider where the picture has structure, averaged over the steps.",
+            "guidance. Wider where the picture has structure.",
             inputs=[
                 io.Model.Input("model"),
                 *limits(),

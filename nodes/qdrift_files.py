@@ -56,7 +56,8 @@ class GimbalQDriftMerge(io.ComfyNode):
             node_id="GimbalQDriftMerge",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Joins calibrations of one setting, run with other seeds or prompts, as if they had been one. Exact.",
+            description="Joins calibrations of one setting, run with other seeds or prompts: the error's moments, exactly. "
+            "Moment matching and advice are left out.",
             inputs=[
                 part("first", tooltip=tooltip),
                 part("second", tooltip=tooltip),
