@@ -187,7 +187,7 @@ def shown(server: Server, recipe: Callable[[Graph], None]) -> list[list[Image.Im
     """What the graph's previews show, in their order: a list of pictures each."""
     graph = Graph(server.get("/object_info"))
     recipe(graph)
-    result = client.run(server.url, graph.nodes)
+    result = client.run(server.url, graph.nodes, timeout=3600)  # a calibration on a busy core takes minutes
     return [
         [Image.open(io.BytesIO(client.image(server.url, entry))).convert("RGB") for entry in result.images(node)]
         for node in graph.shown
