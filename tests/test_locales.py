@@ -47,7 +47,7 @@ def test_every_node_input_and_output_has_a_name(language):
     assert set(found) == set(NODES)
     for name, node in NODES.items():
         assert set(found[name]) == {"display_name", "description", "inputs", "outputs"}, name
-        assert list(found[name]["inputs"]) == [entry["name"] for entry in node["inputs"]], name
+        assert set(found[name]["inputs"]) == {entry["name"] for entry in node["inputs"]}, name
         assert list(found[name]["outputs"]) == [str(i) for i in range(len(node["outputs"]))], name
         for slot in (*found[name]["inputs"].values(), *found[name]["outputs"].values()):
             assert "name" in slot and set(slot) <= {"name", "tooltip"}, name
