@@ -15,6 +15,7 @@ PARTS = {
     "zh": ["选项", "何时使用", "何时不用", "开销", "限制", "来源"],
     "ja": ["オプション", "使うとき", "使わないとき", "コスト", "制限", "出典"],
 }
+COLON = ": |\uff1a"
 END = {"en": r"\.(?=\s|$)", "zh": "。", "ja": "。"}
 # Nodes that only move files: a picture would say nothing.
 WITHOUT_PICTURE = {"GimbalQDriftRecord", "GimbalQDriftLoad", "GimbalQDriftMerge"}
@@ -34,13 +35,15 @@ def pictures(text):
 
 
 def options(text):
-    """{name: default}, from the table: one row may hold several of both."""
+    """{name: default}: an item of the list may hold several of both. A list, because in the help panel's usual width a
+    table would be cut off."""
     found = {}
-    for row in re.findall(r"^\| (?!-|.*\|---)(.*) \|$", text, re.MULTILINE)[1:]:
-        names, _, _, defaults = [cell.strip() for cell in re.split(r" \| ", row)]
-        names = re.findall(r"`(\w+)`", names)
-        defaults = ["-"] * len(names) if defaults == "-" else re.split(r", ", defaults)
-        assert len(names) == len(defaults), row
+    listed = re.split(r"^## .+$", text, flags=re.MULTILINE)[1]
+    for item in re.findall(r"^- (.+)$", listed, re.MULTILINE):
+        names = re.findall(r"`(\w+)`", re.split(COLON, item)[0])
+        told = re.search(rf"\*(?:Default|默认值|既定値)(?:{COLON})(.+?)(?:\.(?=[ *])|。)", item)
+        defaults = told[1].split(", ") if told else ["-"] * len(names)
+        assert len(names) == len(defaults) > 0, item
         found |= dict(zip(names, defaults, strict=True))
     return found
 
