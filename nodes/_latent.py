@@ -12,7 +12,7 @@ from ._run import nonfinite_samples, warn_nonfinite
 logger = logging.getLogger(__name__)
 
 
-def on_latent(node: str, latent: dict, apply: Callable[[Tensor], Tensor]) -> dict:
+def on_latent(node: str, latent: dict, apply: Callable[[Tensor], Tensor], settings: str) -> dict:
     """`latent` with its samples changed; masks and the like are kept, and the input, which ComfyUI caches, untouched."""
     samples = latent["samples"]
     if samples.is_nested:
@@ -21,4 +21,6 @@ def on_latent(node: str, latent: dict, apply: Callable[[Tensor], Tensor]) -> dic
     found = nonfinite_samples(samples)
     if bool(found.any()):
         warn_nonfinite(node, "the latent", found)
-    return {**latent, "samples": apply(samples)}
+    changed = apply(samples)
+    logger.info("%s: acted on the latent (%s).", node, settings)
+    return {**latent, "samples": changed}

@@ -140,7 +140,7 @@ class GimbalAQClipLatent(io.ComfyNode):
     def execute(cls, latent, **options) -> io.NodeOutput:
         clip = Clip(**options)
         check_tiles(cls.NAME, clip.tile, clip.stride)
-        return io.NodeOutput(on_latent(cls.NAME, latent, clip.apply) if clip.strength else latent)
+        return io.NodeOutput(on_latent(cls.NAME, latent, clip.apply, str(clip)) if clip.strength else latent)
 
 
 NODES = [GimbalAQClip, GimbalAQClipLatent]

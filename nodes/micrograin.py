@@ -140,7 +140,7 @@ class GimbalMicrograinLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent, **options) -> io.NodeOutput:
         chosen = Limits(**options)
-        return io.NodeOutput(on_latent(cls.NAME, latent, chosen.apply) if chosen.strength else latent)
+        return io.NodeOutput(on_latent(cls.NAME, latent, chosen.apply, str(chosen)) if chosen.strength else latent)
 
 
 NODES = [GimbalMicrograin, GimbalMicrograinLatent]

@@ -194,6 +194,15 @@ def test_latent_node_says_infinity(on_latent, caplog):
     assert "Micrograin on Latent (QSilk): the latent held NaN or infinity in sample 0 of the batch" in caplog.text
 
 
+def test_latent_node_says_what_it_did(on_latent, caplog):
+    samples = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level("INFO"):
+        on_latent({"samples": samples}, strength=0.0)
+        assert not caplog.text
+        on_latent({"samples": samples})
+    assert caplog.text.count("Micrograin on Latent (QSilk): acted on the latent (hard") == 1
+
+
 def test_latent_of_several_parts_passes_and_is_said(on_latent, comfy, caplog):
     nested = pytest.importorskip("comfy.nested_tensor", reason="this ComfyUI has no nested latents yet")
     latent = {"samples": nested.NestedTensor([torch.randn(1, 16, 2, 4, 4), torch.randn(1, 8, 16)])}
