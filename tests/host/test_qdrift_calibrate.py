@@ -292,7 +292,8 @@ def test_lora_names_and_patches_count(tiny, twin, calibrate):
         "3": {"inputs": {"quantized_model": ["2", 0]}},
     }
     assert _origin.model_name(model, prompt, "3", "quantized_model") == "base.safetensors + style.safetensors"
-    assert _origin.model_name(model, None, None, "quantized_model") == "SD3"
+    # Newer ComfyUIs remember which file a model is of.
+    assert _origin.model_name(model, None, None, "quantized_model") in ("SD3", "sd3.safetensors")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -326,6 +327,8 @@ def test_progress_is_one_bar(comfy, calibrate, monkeypatch):
 
     seen = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total)))
+    for limit in ("INTERVAL", "PERCENT"):  # newer ComfyUIs leave out what comes too fast
+        monkeypatch.setattr(comfy.utils, f"PROGRESS_THROTTLE_MIN_{limit}", 0.0, raising=False)
     calibrate(runs=2, sampler_name="heun")
     assert {total for _, total in seen} == {2 * 2 * 3}
     values = [value for value, _ in seen]

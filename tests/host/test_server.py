@@ -177,7 +177,7 @@ def test_interrupt_leaves_nothing_behind(run, server):
     long["4"]["inputs"]["steps"] = 500
 
     def interrupt(node, done, of):
-        if done == 3:
+        if done >= 3:  # newer servers do not report every step
             import urllib.request
 
             urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", method="POST"), timeout=10)
