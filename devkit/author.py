@@ -1,14 +1,25 @@
-"""Writing workflows as the frontend saves them, from Python: nodes with their inputs by name, laid out in columns."""
+"""Writing workflows as the frontend saves them, from Python: nodes with their inputs by name, laid out on a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .graph import is_widget
 
-WIDTH, GAP, TITLE, ROW, WIDGET, TEXT = 300, 50, 30, 20, 24, 110
-COLOURS = {"plain": "#3f5159", "gimbal": "#3f5945", "load": "#444444"}
+WIDTH, GAP, TITLE, ROW, WIDGET, TEXT = 340, 40, 30, 20, 24, 110
+COLOURS = {"plain": "#3f789e", "gimbal": "#6a9a5b", "load": "#8a8a8a"}
+# What a workflow should fit into when it opens, where its top left goes, and the scale below which text is not drawn.
+SCREEN, CORNER, READABLE = (1500, 810), (90, 150), 0.62
+
+
+@dataclass(frozen=True)
+class File:
+    """A model file: where ComfyUI looks for it (a folder of models/), and where it can be had."""
+
+    folder: str
+    url: str
 
 
 @dataclass(eq=False)
@@ -25,11 +36,15 @@ class Node:
         return self, slot
 
 
+Row = Sequence[Sequence[Node]]  # of columns, each from top to bottom
+
+
 class Workflow:
     """A graph that grows by `node`, `note` and `group`; `saved()` is what goes into the file."""
 
-    def __init__(self, object_info: dict):
-        self.object_info = object_info
+    def __init__(self, name: str, object_info: dict, files: Mapping[str, File]):
+        """object_info: the server's. files: model files by name; a loader that names one carries its address."""
+        self.name, self.object_info, self.files = name, object_info, files
         self.nodes: list[Node] = []
         self.links: list[list] = []
         self.groups: list[dict] = []
@@ -58,7 +73,7 @@ class Workflow:
                     raise ValueError(f"{kind} (node {made.id}) needs {name}; connect it.")
                 continue
             choices = type_ if isinstance(type_, list) else options.get("options", [None])
-            values.append(options.get("default", choices[0]) if given is None else given)
+            values.append(options.get("default", choices[0] if choices else None) if given is None else given)
             rows += TEXT if options.get("multiline") else WIDGET
             if options.get("control_after_generate"):
                 values.append("fixed")
@@ -68,55 +83,48 @@ class Workflow:
             {"name": name, "type": type_, "links": []}
             for name, type_ in zip(info["output_name"], info["output"], strict=True)
         ]
-        made.saved = {
-            "id": made.id,
-            "type": kind,
-            "pos": [0, 0],
-            "size": [made.width, made.height],
-            "flags": {},
-            "order": len(self.nodes),
-            "mode": 0,
-            "inputs": slots,
-            "outputs": outputs,
-            "properties": {"Node name for S&R": kind},
-            "widgets_values": values,
-        }
+        made.saved = self._saved(made, inputs=slots, outputs=outputs, widgets_values=values)
+        made.saved["properties"] = {"Node name for S&R": kind, "cnr_id": _pack(info)}
+        models = [value for value in values if isinstance(value, str) and value in self.files]
+        if models:  # the frontend offers what is missing
+            made.saved["properties"]["models"] = [
+                {"name": name, "url": self.files[name].url, "directory": self.files[name].folder} for name in models
+            ]
         if caption:
             made.saved["title"] = caption
         self.nodes.append(made)
         return made
 
-    def note(self, text: str, width: int = WIDTH, height: int = 200) -> Node:
+    def note(self, title: str, text: str, width: int = WIDTH, height: int = 200) -> Node:
+        """A note in Markdown."""
         made = Node(len(self.nodes) + 1, "MarkdownNote", {}, {}, width, height)
-        made.saved = {
-            "id": made.id,
-            "type": "MarkdownNote",
-            "pos": [0, 0],
-            "size": [width, height],
-            "flags": {},
-            "order": len(self.nodes),
-            "mode": 0,
-            "inputs": [],
-            "outputs": [],
-            "properties": {},
-            "widgets_values": [text],
-            "color": "#432",
-            "bgcolor": "#653",
-        }
+        made.saved = self._saved(made, inputs=[], outputs=[], widgets_values=[text])
+        made.saved |= {"title": title, "properties": {}, "color": "#432", "bgcolor": "#653"}
         self.nodes.append(made)
         return made
 
-    def columns(self, *columns: Sequence[Node | None], at: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-        """Place nodes in columns, top to bottom and left to right; -> where the next column and the next row may start."""
-        x, bottom = at[0], at[1]
-        for column in columns:
-            y = at[1]
-            for node in column:
-                node.saved["pos"] = [x, y]
-                y += node.height + TITLE + GAP
-            bottom = max(bottom, y)
-            x += max(node.width for node in column) + GAP
-        return x, bottom
+    def grid(self, *rows: Row, at: tuple[int, int] = (0, 0)) -> int:
+        """Place rows of columns below each other, columns of the same number in line; -> where the next grid's x may be.
+
+        A row's last column may be wider than those above it.
+        """
+        widths: dict[int, int] = {}
+        for row in rows:
+            for i, column in enumerate(row[:-1]):
+                widths[i] = max([widths.get(i, 0), *(node.width for node in column)])
+        y, right = at[1], at[0]
+        for row in rows:
+            x, bottom = at[0], y
+            for i, column in enumerate(row):
+                top = y
+                for node in column:
+                    node.saved["pos"] = [x, top]
+                    top += node.height + TITLE + GAP
+                    right = max(right, x + node.width)
+                bottom = max(bottom, top)
+                x += widths.get(i, 0) + GAP
+            y = bottom + 2 * GAP
+        return right + 2 * GAP
 
     def group(self, title: str, nodes: Sequence[Node], colour: str = "plain") -> None:
         left = min(node.saved["pos"][0] for node in nodes) - 20
@@ -136,7 +144,7 @@ class Workflow:
 
     def saved(self) -> dict:
         return {
-            "id": "00000000-0000-0000-0000-000000000000",
+            "id": stable_id(self.name),
             "revision": 0,
             "last_node_id": len(self.nodes),
             "last_link_id": len(self.links),
@@ -144,8 +152,29 @@ class Workflow:
             "links": self.links,
             "groups": self.groups,
             "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [60, 120]}},
+            "extra": {"ds": self._view()},
             "version": 0.4,
+        }
+
+    def _view(self) -> dict:
+        """Scale and offset at which the whole graph is seen, or as much of it as stays readable."""
+        boxes = [group["bounding"] for group in self.groups]
+        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+        width = max(box[0] + box[2] for box in boxes) - left
+        height = max(box[1] + box[3] for box in boxes) - top
+        scale = round(max(READABLE, min(1.0, SCREEN[0] / width, SCREEN[1] / height)), 3)
+        return {"scale": scale, "offset": [round(CORNER[0] / scale - left), round(CORNER[1] / scale - top)]}
+
+    def _saved(self, node: Node, **more: object) -> dict:
+        return {
+            "id": node.id,
+            "type": node.type,
+            "pos": [0, 0],
+            "size": [node.width, node.height],
+            "flags": {},
+            "order": len(self.nodes),
+            "mode": 0,
+            **more,
         }
 
     def _link(self, source: tuple[Node, int], target: Node, slot: int, kind: str) -> int:
@@ -156,3 +185,14 @@ class Workflow:
         self.links.append([link, origin.id, output, target.id, slot, kind])
         origin.saved["outputs"][output]["links"].append(link)
         return link
+
+
+def stable_id(name: str) -> str:
+    """An id that stays the same whenever the file is written anew."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"https://github.com/gimbal-nodes/gimbal/{name}"))
+
+
+def _pack(info: dict) -> str:
+    """The registry's name of the pack a node comes from, by which ComfyUI-Manager finds what is missing."""
+    module = info["python_module"]
+    return module.removeprefix("custom_nodes.") if module.startswith("custom_nodes.") else "comfy-core"

@@ -12,8 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from devkit import base
-from devkit.author import Workflow
-from devkit.recipes import DEMO_RECIPES, RECIPES
+from devkit.recipes import DEMO_RECIPES, RECIPES, write
 from devkit.server import Server
 
 
@@ -24,11 +23,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Server(args.comfyui, base.make(Path(folder))) as server:
         known = server.get("/object_info")
     for recipe in (*RECIPES, *DEMO_RECIPES):
-        flow = Workflow(known)
-        recipe(flow)
         folder = ROOT / "workflows" if recipe in RECIPES else ROOT / "demo" / "workflows"
         path = folder / f"{recipe.__name__}.json"
-        path.write_text(json.dumps(flow.saved(), indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(write(recipe, known).saved(), indent=1) + "\n", encoding="utf-8")
         print(f"Wrote {path}")
 
 

@@ -95,9 +95,25 @@ class StandInCheckpoint(StandIn, io.ComfyNode):
     OUTPUTS = ("model", "clip", "vae")
 
 
+class StandInGGUF(io.ComfyNode):
+    """Under the id and with the inputs of ComfyUI-GGUF's own loader, which this server does not have."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = io.Combo.Input("unet_name", options=["flux1-dev-Q4_K_S.gguf"])
+        return io.Schema(node_id="UnetLoaderGGUF", inputs=[files], outputs=[io.Model.Output(display_name="MODEL")])
+
+    @classmethod
+    def execute(cls, unet_name: str) -> io.NodeOutput:
+        from . import tiny_models
+
+        models = tiny_models.Tiny(Path(tempfile.mkdtemp()))
+        return io.NodeOutput(models.twin("flux", torch.float8_e5m2))
+
+
 class StandIns(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [StandInModel, StandInClip, StandInVae, StandInCheckpoint]
+        return [StandInModel, StandInClip, StandInVae, StandInCheckpoint, StandInGGUF]
 
 
 async def comfy_entrypoint() -> StandIns:

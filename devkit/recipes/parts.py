@@ -1,0 +1,87 @@
+"""What several recipes share: prompts, the pictures at the end, and where everything stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..author import Node, Row, Workflow
+
+PROMPT = "photo of an old lighthouse on a cliff at dusk, waves breaking, detailed stone, warm lamp"
+NEGATIVE = "blurry, oversaturated, low quality"
+SEED = 7
+PICTURE, STRIP, NOTE = (420, 460), (780, 420), 340
+
+
+def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negative: str = NEGATIVE) -> list[Node]:
+    return [
+        flow.node("CLIPTextEncode", caption="Positive prompt", text=prompt, clip=clip),
+        flow.node("CLIPTextEncode", caption="Negative prompt", text=negative, clip=clip),
+    ]
+
+
+def picture(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str) -> tuple[Node, Node]:
+    """Decoded and saved: what stands under a branch's sampler, and its last column."""
+    decoded = flow.node("VAEDecode", samples=sampler[0], vae=vae)
+    return decoded, flow.node(
+        "SaveImage", caption=name.capitalize(), images=decoded[0], filename_prefix=f"gimbal/{name}", size=PICTURE
+    )
+
+
+def film(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str) -> tuple[Node, Node]:
+    """The same for a video, shown on the node."""
+    decoded = flow.node("VAEDecode", samples=sampler[0], vae=vae)
+    options = {"filename_prefix": f"gimbal/{name}", "fps": 16.0, "size": (PICTURE[0], 520)}
+    return decoded, flow.node("SaveAnimatedWEBP", caption=name.capitalize(), images=decoded[0], **options)
+
+
+def look(flow: Workflow, heading: str, first: str, *points: str, width: int = NOTE) -> Node:
+    """The note of a workflow: what it compares, then what to look at and which values to try."""
+    text = "\n".join([f"## {heading}", "", first, "", *(f"- {point}" for point in points)])
+    return flow.note("What to look at", text, width, 28 + _height(["", first, *points], width))
+
+
+def model_files(flow: Workflow, width: int = NOTE) -> Node:
+    """Where the model files of the nodes so far come from and go to."""
+    used = {m["name"]: m for node in flow.nodes for m in node.saved["properties"].get("models", ())}
+    text = "\n".join(
+        ["Or choose your own in the nodes above.", ""]
+        + [f"- [{name}]({model['url']}) in `models/{model['directory']}`" for name, model in used.items()]
+    )
+    shown = [f"{name} in models/{model['directory']}" for name, model in used.items()]
+    return flow.note("Model files", text, width, _height(["", *shown], width))
+
+
+def compare(
+    flow: Workflow,
+    load: Row,
+    note: Node,
+    plain: tuple[str, Row],
+    stabilised: tuple[str, Row],
+    before: tuple[str, Row] | None = None,
+    below: Row = (),
+) -> None:
+    """Loaders on the left; right of them the plain branch above the stabilised one, picture above picture.
+
+    plain, stabilised: a title and the columns; so is `before`, which both share. The note takes the plain branch's first
+    column; `below` belongs to the stabilised branch.
+    """
+    x = flow.grid(load)
+    if before:
+        x = flow.grid(before[1], at=(x, 0))
+        flow.group(before[0], _all(before[1]))
+    (plain_title, above), (title, row) = plain, stabilised
+    flow.grid([[note], *above], row, *([below] if below else []), at=(x, 0))
+    flow.group("Load", _all(load), "load")
+    flow.group(plain_title, _all(above))
+    flow.group(title, _all(row) + _all(below), "gimbal")
+
+
+def _all(columns: Row) -> list[Node]:
+    return [node for column in columns for node in column]
+
+
+def _height(paragraphs: Sequence[str], width: int) -> int:
+    """Of a note, in the frontend's small font: 4.8 pixels a letter, 11 a line."""
+    per_line = int((width - 64) / 4.8)
+    lines = sum(max(1, -(-len(paragraph) // per_line)) for paragraph in paragraphs)
+    return 62 + 11 * lines

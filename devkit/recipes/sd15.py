@@ -1,0 +1,133 @@
+"""Stable Diffusion 1.5: small enough for any machine, so the tour of QSilk and the inpainting are on it."""
+
+from __future__ import annotations
+
+from ..author import Workflow
+from .files import SD15
+from .parts import SEED, compare, look, model_files, picture, prompts
+
+
+def sd15_side_by_side(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
+    positive, negative = prompts(flow, checkpoint[1])
+    latent = flow.node("EmptyLatentImage", width=512, height=512)
+    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 25}
+    common |= {"cfg": 8.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    plain = flow.node("KSampler", caption="Plain: cfg 8", model=checkpoint[0], **common)
+    plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
+    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
+    grain = flow.node("GimbalMicrograin", model=aqclip[0])
+    sampler = flow.node("KSampler", caption="AQClip and Micrograin: cfg 8", model=grain[0], **common)
+    image, save = picture(flow, sampler, checkpoint[2], "stabilised")
+    note = look(
+        flow,
+        "Plain above, stabilised below",
+        "Same seed, same settings. Below, **AQClip** keeps each tile of the latent in a corridor, and **Micrograin** "
+        "takes off the last 0.1 %.",
+        "Look at highlights and deep shadows: burnt spots should keep their colour, all else should stay the picture it was.",
+        "At cfg 8 expect little. Set cfg to 12 in **both** samplers: there the nodes have work.",
+        "Then set AQClip's corridor to strong: it takes off more and costs contrast.",
+        "Ctrl+B on a node takes it out; strength 0 is exactly the upper picture.",
+    )
+    compare(
+        flow,
+        [[checkpoint, positive, negative, latent, model_files(flow)]],
+        note,
+        ("Plain", [[plain, plain_image], [plain_save]]),
+        ("Stabilised: QSilk", [[aqclip, grain], [sampler, image], [save]]),
+    )
+
+
+def qsilk_multipass(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
+    positive, negative = prompts(flow, checkpoint[1])
+    latent = flow.node("EmptyLatentImage", width=512, height=512)
+    conds = {"model": checkpoint[0], "positive": positive[0], "negative": negative[0], "seed": SEED, "cfg": 8.0}
+    conds |= {"sampler_name": "euler", "scheduler": "normal"}
+    first = flow.node("KSampler", caption="First pass", latent_image=latent[0], steps=20, **conds)
+    twice, again = {"upscale_method": "bislerp", "scale_by": 1.5}, {"steps": 14, "denoise": 0.5, **conds}
+    larger = flow.node("LatentUpscaleBy", samples=first[0], **twice)
+    plain = flow.node("KSampler", caption="Second pass, plain", latent_image=larger[0], **again)
+    plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
+    before = flow.node(
+        "GimbalAQClipLatent", caption="Stabilise before the upscale", latent=first[0], corridor="strong"
+    )
+    larger_too = flow.node("LatentUpscaleBy", samples=before[0], **twice)
+    after = flow.node("GimbalMicrograinLatent", caption="... and after it", latent=larger_too[0], form="smooth")
+    sampler = flow.node("KSampler", caption="Second pass, stabilised", latent_image=after[0], **again)
+    image, save = picture(flow, sampler, checkpoint[2], "stabilised")
+    note = look(
+        flow,
+        "One first pass, two second ones",
+        "Both second passes have the same seed. Upscaling carries the first pass's outliers into the second, "
+        "which builds on them; the lower branch takes them off twice.",
+        "Look at over-sharp edges, white sparks and stains of colour in the larger picture.",
+        "**AQClip on Latent** goes before the upscale, **Micrograin on Latent** after it, where interpolation overshot.",
+        "Try denoise 0.35 to 0.6 in both second passes, and scale_by 2 in both upscales.",
+        "If contrast falls, set AQClip's corridor back to gentle.",
+    )
+    compare(
+        flow,
+        [[checkpoint, positive, negative, latent, model_files(flow)]],
+        note,
+        ("Second pass as it is", [[larger], [plain, plain_image], [plain_save]]),
+        ("Stabilised between the passes", [[before, larger_too], [after], [sampler, image], [save]]),
+        before=("First pass", [[first]]),
+    )
+
+
+def inpainting(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
+    positive, negative = prompts(flow, checkpoint[1])
+    inside = flow.node(
+        "CLIPTextEncode",
+        caption="What to paint into the mask",
+        text="photo of a wooden sailing ship on the waves at dusk, white sails",
+        clip=checkpoint[1],
+    )
+    latent = flow.node("EmptyLatentImage", width=512, height=512)
+    common = {"model": checkpoint[0], "negative": negative[0], "seed": SEED, "steps": 25}
+    common |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    first = flow.node(
+        "KSampler", caption="The picture to change", positive=positive[0], latent_image=latent[0], cfg=7.5, **common
+    )
+    first_image, first_save = picture(flow, first, checkpoint[2], "before")
+    nothing = flow.node("SolidMask", caption="Mask: nothing ...", value=0.0, width=512, height=512)
+    patch = flow.node("SolidMask", caption="... but this patch", value=1.0, width=240, height=240)
+    mask = flow.node(
+        "MaskComposite",
+        caption="... at this place",
+        destination=nothing[0],
+        source=patch[0],
+        x=240,
+        y=200,
+        operation="add",
+    )
+    masked = flow.node("SetLatentNoiseMask", samples=first[0], mask=mask[0])
+    common |= {"positive": inside[0], "latent_image": masked[0], "cfg": 9.0, "denoise": 0.9}
+    plain = flow.node("KSampler", caption="Inpainted, plain: cfg 9", **common)
+    plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
+    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
+    grain = flow.node("GimbalMicrograin", model=aqclip[0])
+    sampler = flow.node("KSampler", caption="Inpainted, stabilised: cfg 9", **{**common, "model": grain[0]})
+    image, save = picture(flow, sampler, checkpoint[2], "stabilised")
+    note = look(
+        flow,
+        "A patch painted anew, twice",
+        "The first picture is made here, so that this runs without a file; then a patch of it is painted anew, plain and "
+        "with **AQClip** and **Micrograin**, at the same seed.",
+        "Look at the patch and its border. Outside the mask the sampler puts the old picture back: there nothing changes.",
+        "For your own picture: Load Image (right-click: mask editor) and VAE Encode in place of the first sampler.",
+        "Try denoise 0.6 to 1 and cfg 6 to 12 in both samplers.",
+        "AQClip's limits are the tile's own, so a bright border does not shift them elsewhere.",
+    )
+    compare(
+        flow,
+        [
+            [checkpoint, positive, negative, inside, latent, model_files(flow)],
+        ],
+        note,
+        ("Inpainted as it is", [[plain, plain_image], [plain_save]]),
+        ("Stabilised: QSilk", [[aqclip, grain], [sampler, image], [save]]),
+        before=("A picture, and a patch of it", [[first, first_image, first_save], [nothing, patch, mask, masked]]),
+    )
