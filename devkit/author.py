@@ -30,7 +30,8 @@ class Node:
     saved: dict
     width: int
     height: int
-    links: list[list[int]] = field(default_factory=list)
+    values: dict[str, object] = field(default_factory=dict)  # of its widgets
+    widget_slots: list[dict] = field(default_factory=list)  # the inputs that its widgets can become
 
     def __getitem__(self, slot: int) -> tuple[Node, int]:
         return self, slot
@@ -73,7 +74,10 @@ class Workflow:
                     raise ValueError(f"{kind} (node {made.id}) needs {name}; connect it.")
                 continue
             choices = type_ if isinstance(type_, list) else options.get("options", [None])
-            values.append(options.get("default", choices[0] if choices else None) if given is None else given)
+            made.values[name] = options.get("default", choices[0] if choices else None) if given is None else given
+            values.append(made.values[name])
+            shown = "COMBO" if isinstance(type_, list) else type_
+            made.widget_slots.append({"name": name, "type": shown, "widget": {"name": name}, "link": None})
             rows += TEXT if options.get("multiline") else WIDGET
             if options.get("control_after_generate"):
                 values.append("fixed")
