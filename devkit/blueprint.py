@@ -20,12 +20,11 @@ class Blueprint(Workflow):
         self.inputs = [{"name": key, "type": kind, "links": []} for key, kind in inputs.items()]
         self.sockets = len(self.inputs)
         self.outputs: list[dict] = []
-        self.shown: list[tuple[str, str]] = []  # the outer node's widgets: (node, widget); node -1 is one of `inputs`
         self.values: list[object] = []
         self.outside = Node(INPUTS, "inputs", {"output": list(inputs.values())}, {"outputs": self.inputs}, 0, 0)
 
     def widget(self, name: str, node: Node, widget: str) -> None:
-        """Show one of a node's widgets on the outer node, as `name`."""
+        """Show one of a node's widgets on the outer node, as `name`: an input too, the one form all frontends agree on."""
         if node.widget_slots[0] not in node.saved["inputs"]:
             node.saved["inputs"] += node.widget_slots
         (slot,) = (i for i, entry in enumerate(node.saved["inputs"]) if entry.get("widget") == {"name": widget})
@@ -33,13 +32,7 @@ class Blueprint(Workflow):
         self.inputs.append({"name": name, "type": entry["type"], "links": []})
         self.outside.info["output"].append(entry["type"])
         entry["link"] = self._link(self.outside[len(self.inputs) - 1], node, slot, entry["type"])
-        self.shown.append(("-1", name))
         self.values.append(node.values[widget])
-
-    def mirror(self, node: Node, widget: str) -> None:
-        """Show a widget under its own name and where it is: for a seed, whose control would not reach a shown copy."""
-        self.shown.append((str(node.id), widget))
-        self.values.append(None)
 
     def output(self, name: str, source: tuple[Node, int]) -> None:
         node, slot = source
@@ -81,7 +74,10 @@ class Blueprint(Workflow):
             "inputs": [{"name": e["name"], "type": e["type"], "link": None} for e in self.inputs[: self.sockets]],
             "outputs": [{"name": e["name"], "type": e["type"], "links": []} for e in self.outputs],
             "title": self.name,
-            "properties": {"cnr_id": "gimbal", "proxyWidgets": [list(entry) for entry in self.shown]},
+            "properties": {
+                "cnr_id": "gimbal",
+                "proxyWidgets": [["-1", e["name"]] for e in self.inputs[self.sockets :]],
+            },
             "widgets_values": self.values,
         }
         return {

@@ -6,7 +6,7 @@ from ..author import Node
 from ..blueprint import Blueprint
 
 SAMPLED = {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent": "LATENT"}
-KSAMPLER = ("steps", "cfg", "sampler_name", "scheduler", "denoise")
+KSAMPLER = ("seed", "steps", "cfg", "sampler_name", "scheduler", "denoise")
 
 
 def stabilised(object_info: dict) -> Blueprint:
@@ -54,8 +54,6 @@ def _sampler(flow: Blueprint, model: Node, first: int = 1) -> Node:
     positive, negative, latent = (flow.outside[i] for i in range(first, first + 3))
     conds = {"positive": positive, "negative": negative, "latent_image": latent}
     sampler = flow.node("KSampler", model=model[0], cfg=7.0, **conds)
-    flow.mirror(sampler, "seed")
-    flow.mirror(sampler, "control_after_generate")
     for name in KSAMPLER:
         flow.widget(name, sampler, name)
     return sampler
