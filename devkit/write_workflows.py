@@ -1,4 +1,5 @@
-"""Write workflows/*.json and those of the demo from the recipes, with the nodes as a real ComfyUI describes them. Called by `dev.py workflows`."""
+"""Write workflows/*.json, subgraphs/*.json and the demo's workflows from the recipes, with the nodes as a real ComfyUI describes
+them. Called by `dev.py workflows`; with --thumbnails it draws workflows/*.jpg instead, which takes a Chromium."""
 
 from __future__ import annotations
 
@@ -11,23 +12,44 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from devkit import base
+from devkit import base, browser, thumbnails
+from devkit.paths import Stop
 from devkit.recipes import DEMO_RECIPES, RECIPES, write
+from devkit.recipes.blueprints import BLUEPRINTS
 from devkit.server import Server
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--thumbnails", nargs="*", metavar="NAME", help="draw the pictures (of all, or of these)")
     args = parser.parse_args()
+    if args.thumbnails is not None and browser.chromium() is None:
+        raise Stop(f"drawing thumbnails takes a browser; install one of {', '.join(browser.NAMES)}.")
     with tempfile.TemporaryDirectory() as folder, Server(args.comfyui, base.make(Path(folder))) as server:
-        known = server.get("/object_info")
+        if args.thumbnails is None:
+            write_all(server.get("/object_info"))
+        else:
+            names = args.thumbnails or [recipe.__name__ for recipe in RECIPES]
+            thumbnails.draw(server, [ROOT / "workflows" / f"{name}.json" for name in names])
+
+
+def write_all(known: dict) -> None:
     for recipe in (*RECIPES, *DEMO_RECIPES):
         folder = ROOT / "workflows" if recipe in RECIPES else ROOT / "demo" / "workflows"
-        path = folder / f"{recipe.__name__}.json"
-        path.write_text(json.dumps(write(recipe, known).saved(), indent=1) + "\n", encoding="utf-8")
-        print(f"Wrote {path}")
+        _write(folder / f"{recipe.__name__}.json", write(recipe, known).saved())
+    for make in BLUEPRINTS:
+        blueprint = make(known)
+        _write(ROOT / "subgraphs" / f"{blueprint.name}.json", blueprint.saved())
+
+
+def _write(path: Path, saved: dict) -> None:
+    path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    print(f"Wrote {path}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Stop as stop:
+        sys.exit(f"workflows: {stop}")

@@ -7,9 +7,14 @@ from .files import FLUX_GGUF
 FOREIGN = {
     # city96/ComfyUI-GGUF, nodes.py
     "UnetLoaderGGUF": {
+        "name": "UnetLoaderGGUF",
+        "display_name": "Unet Loader (GGUF)",
+        "category": "bootleg",
         "input": {"required": {"unet_name": [[FLUX_GGUF]]}},
         "output": ["MODEL"],
         "output_name": ["MODEL"],
+        "output_is_list": [False],
+        "output_node": False,
         "python_module": "custom_nodes.comfyui-gguf",
     }
 }

@@ -50,7 +50,7 @@ def stacked(flow: Workflow) -> None:
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
     samg = flow.node("GimbalSAMG", model=checkpoint[0])
     rescale = flow.node("RescaleCFG", model=samg[0], multiplier=0.7)
-    aqclip = flow.node("GimbalAQClip", model=rescale[0], corridor="strong", confidence="attention")
+    aqclip = flow.node("GimbalAQClip", model=rescale[0], confidence="attention")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], form="smooth")
     sampler = flow.node("KSampler", caption="Stacked: cfg 6", model=grain[0], cfg=6.0, **common)
     image, save = picture(flow, sampler, checkpoint[2], "stacked")
@@ -63,7 +63,7 @@ def stacked(flow: Workflow) -> None:
         "**AQClip** keeps each tile in its corridor (wider where attention is certain), **Micrograin** takes off the last 0.1 %.",
         "Take one out with Ctrl+B to see its share; the order in the graph does not matter for SAMG.",
         "The strip shows what AQClip read from the attention.",
-        "Try RescaleCFG 0 to 0.7, and AQClip gentle if contrast falls.",
+        "Try RescaleCFG 0 to 0.7. Does contrast fall? Lower it, or AQClip's strength.",
         "SAMG wants two thirds of your usual cfg: hence 6 against 9.",
     )
     compare(
