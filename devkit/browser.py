@@ -34,7 +34,10 @@ def frontend(url: str, width: int = 1600, height: int = 1000) -> Iterator[Any]:
         page = browser.new_page(viewport={"width": width, "height": height})
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+        page.on(
+            "console",
+            lambda said: said.type == "error" and page.errors.append(f"{said.text} ({said.location['url']})"),
+        )
         page.goto(url)
         page.wait_for_function(READY)
         page.wait_for_timeout(2000)  # the frontend has no word for "all set"
@@ -48,3 +51,40 @@ def load(page: Any, workflow: dict) -> None:
         "workflow => app.loadGraphData(workflow, true, true, null, {showMissingModelsDialog: false})", workflow
     )
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(workflow["nodes"]))
+
+
+def fit(page: Any) -> None:
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+
+def add_from_search(page: Any, name: str) -> None:
+    """A node, as a person adds it to an empty graph: double click, type its name, take what is offered first."""
+    page.evaluate("() => { app.graph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }")
+    page.mouse.dblclick(900, 400)
+    page.get_by_placeholder("Search Nodes").fill(name)
+    page.locator("[role=option]").filter(has_text=name).first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => app.graph._nodes.length === 1")
+
+
+def click_title(page: Any) -> None:
+    """Select the graph's first node with the mouse."""
+    x, y = page.evaluate("""() => {
+        const [x, y] = app.graph._nodes[0].pos, {scale, offset} = app.canvas.ds
+        const box = app.canvas.canvas.getBoundingClientRect()
+        return [box.left + (x + 80 + offset[0]) * scale, box.top + (y - 15 + offset[1]) * scale]
+    }""")
+    page.mouse.click(x, y)
+
+
+def press_run(page: Any) -> None:
+    """Queue the graph by the Run button and wait for its end. RuntimeError: ComfyUI's words where it failed."""
+    page.evaluate("""() => {
+        window.ended = null
+        for (const kind of ["execution_success", "execution_error"])
+            app.api.addEventListener(kind, event => { window.ended ??= event.detail.exception_message ?? "done" }, {once: true})
+    }""")
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("() => window.ended !== null", timeout=120000)
+    if (said := page.evaluate("() => window.ended")) != "done":
+        raise RuntimeError(said)

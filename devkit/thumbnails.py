@@ -19,7 +19,6 @@ from .server import Server
 SIDE, MARGIN, LABEL, QUALITY = 400, 8, 18, 80
 PAPER, INK = (24, 24, 26), (215, 215, 215)
 VIDEO = ("SaveAnimatedWEBP",)  # the demo model draws none
-FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 BOUNDS = """() => {
     const {scale, offset} = app.canvas.ds, all = app.graph._groups.map(group => Array.from(group._bounding))
     const box = app.canvas.canvas.getBoundingClientRect()
@@ -43,7 +42,7 @@ def draw(server: Server, workflows: Sequence[Path]) -> None:
         )
         for path, saved in opened.items():
             browser.load(page, saved)
-            page.evaluate(FIT)
+            browser.fit(page)
             page.wait_for_timeout(1200)
             drawn = Image.open(io.BytesIO(page.screenshot(clip=page.evaluate(BOUNDS)))).convert("RGB")
             card(drawn, made[path]).save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)

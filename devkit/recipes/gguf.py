@@ -27,8 +27,10 @@ def qdrift_gguf_calibrate(flow: Workflow) -> None:
             "Trajectory and Calibrate from Trajectory do the same in two workflows.",
             "Choose cfg, sampler, scheduler, steps and size **as you will use them**, then queue; Cancel and queue again to go on.",
             "The file goes to `models/qdrift`; the workflow qdrift_gguf_side_by_side uses it.",
-            "The report says in one sentence what to expect: more at Q3 and Q4 than at Q6 and Q8.",
+            "The report says in one sentence what to expect: more at Q3 and Q4 than at Q6 and Q8. *drift and moments* takes longer "
+            "and is for such coarse ones.",
         ],
+        correction="drift and moments",
     )
 
 
@@ -40,8 +42,9 @@ def qdrift_gguf_side_by_side(flow: Workflow) -> None:
         [
             PACK,
             "The same GGUF, the same seed; below with **Q-Drift**, from the file that qdrift_gguf_calibrate wrote.",
-            "Look at fine texture and at flat areas that turned grainy.",
+            "Look at fine texture, at flat areas that turned grainy, and at colour casts.",
+            "correction *advised* takes what helped in the calibration's trial, or nothing; try *moments* and *both* too.",
             "The coarser the quantization, the more there is to correct: compare Q3 or Q4 with Q8, each with its own file.",
-            "Try strength 0 (exactly the upper picture) and 1. No difference you like? Take it out again.",
+            "strength 0 is exactly the upper picture. No difference you like? Take it out again.",
         ],
     )

@@ -28,11 +28,11 @@ def qdrift_calibrate(flow: Workflow) -> None:
         CALIBRATION,
         [
             "Here both models are the same file, the second as fp8.",
-            "Choose cfg, sampler, scheduler, steps and size **as you will use them**, then queue: five runs of each model, one "
-            "model at a time in video memory. Cancel and queue again to go on where it stopped.",
+            "Choose cfg, sampler, scheduler, steps and size **as you will use them**, and prompts of the kind you use. Then queue: "
+            "five runs and two held out, one model at a time in video memory. Cancel and queue again to go on where it stopped.",
             "The file goes to `models/qdrift`; the workflow qdrift_side_by_side uses it.",
             "The report says in one sentence what to expect. At 8 bits that is, as a rule: nothing you can see.",
-            "Write prompts of the kind you use. More runs make the numbers surer; five are the paper's advice.",
+            "On the held-out runs the corrections are tried; what helps there is what Q-Drift's *advised* takes.",
         ],
     )
 
@@ -45,19 +45,22 @@ def qdrift_side_by_side(flow: Workflow) -> None:
         [
             "The same quantized model, the same seed; below with **Q-Drift**. The sampler stays what you chose: the node "
             "exchanges it for its corrected form when sampling starts, and says so in the log.",
-            "Look at fine texture and at flat areas that turned grainy. At 8 bits expect no visible change.",
+            "correction *advised* takes what helped in the calibration's trial. If nothing did, both pictures are the same: at 8 "
+            "bits that is to be expected.",
+            "Look at fine texture, at flat areas that turned grainy, and at colour casts.",
             "The statistics must come from **this** model (workflow qdrift_calibrate), at the same cfg and sampler.",
-            "Try strength 0: it is exactly the upper picture.",
-            "No difference you like? Take it out again: it is a correction, not an effect.",
+            "Try *drift* and strength 0: that is exactly the upper picture. No difference you like? Take it out again.",
         ],
     )
 
 
-def calibrate(flow: Workflow, full: Node, quantized: Node, filename: str, lines: list[str]) -> None:
+def calibrate(
+    flow: Workflow, full: Node, quantized: Node, filename: str, lines: list[str], correction: str = "drift"
+) -> None:
     clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
     latent = flow.node("EmptySD3LatentImage", width=1024, height=1024)
     both = {"full_model": full[0], "quantized_model": quantized[0], "clip": clip[0], "latent": latent[0]}
-    as_used = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 20}
+    as_used = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 20, "correction": correction}
     made = flow.node(
         "GimbalQDriftCalibrate", prompts=PROMPTS, runs=5, filename=filename, size=(480, 900), **both, **as_used
     )
