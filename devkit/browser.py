@@ -17,6 +17,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+EMPTY = (900, 400)  # a place in the middle of the canvas
 READY = "() => Boolean(window.app?.graph && LiteGraph.registered_node_types.GimbalMicrograin)"
 
 
@@ -32,6 +33,7 @@ def frontend(url: str, width: int = 1600, height: int = 1000) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(15000)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on(
@@ -58,13 +60,17 @@ def fit(page: Any) -> None:
 
 
 def add_from_search(page: Any, name: str) -> None:
-    """A node, as a person adds it to an empty graph: double click, type its name, take what is offered first."""
+    """A node, as a person adds it to an empty graph: open the search, type its name, take what is offered first."""
     page.evaluate("() => { app.graph.clear(); app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }")
-    page.mouse.dblclick(900, 400)
+    # A text field of a node that is gone stays for a moment, and takes the clicks.
+    page.wait_for_function("([x, y]) => document.elementFromPoint(x, y) === app.canvas.canvas", arg=list(EMPTY))
+    page.mouse.move(*EMPTY)
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.get_by_placeholder("Search Nodes").fill(name)
     page.locator("[role=option]").filter(has_text=name).first.wait_for()
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph._nodes.length === 1")
+    page.locator(".p-dialog-mask").wait_for(state="detached")  # it fades away, and takes clicks until then
 
 
 def click_title(page: Any) -> None:
