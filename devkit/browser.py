@@ -56,7 +56,7 @@ def load(page: Any, workflow: dict) -> None:
 
 
 def fit(page: Any) -> None:
-    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.evaluate("() => { app.canvas.deselectAll(); app.extensionManager.command.execute('Comfy.Canvas.FitView') }")
 
 
 def add_from_search(page: Any, name: str) -> None:

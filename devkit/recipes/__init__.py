@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..author import Workflow
-from . import demo, flux, gguf, qdrift, qwen_image, sd15, sd35, sdxl, wan
+from . import demo, flux, gguf, qdrift, qwen_image, sd15, sd35, sdxl, simulated, wan
 from .files import FILES
 from .foreign import FOREIGN
 
@@ -25,6 +25,7 @@ RECIPES: tuple[Recipe, ...] = (
     qdrift.qdrift_side_by_side,
     gguf.qdrift_gguf_calibrate,
     gguf.qdrift_gguf_side_by_side,
+    simulated.qdrift_simulated,
 )
 DEMO_RECIPES: tuple[Recipe, ...] = (demo.multipass,)
 

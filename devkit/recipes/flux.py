@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from ..author import Node, Workflow
+from ..author import Workflow
 from .files import CLIP_L, FLUX, FLUX_VAE, T5
 from .parts import PROMPT, SEED, compare, look, model_files, picture
 
 
-def text(flow: Workflow) -> tuple[Node, Node, Node]:
-    """The text encoders, a prompt, and the empty negative that cfg 1 ignores."""
-    clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
-    prompt = flow.node("CLIPTextEncode", caption="Prompt", text=PROMPT, clip=clip[0])
-    return clip, prompt, flow.node("ConditioningZeroOut", conditioning=prompt[0])
-
-
 def flux_side_by_side(flow: Workflow) -> None:
     model = flow.node("UNETLoader", unet_name=FLUX)
-    clip, prompt, negative = text(flow)
+    clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
     vae = flow.node("VAELoader", vae_name=FLUX_VAE)
+    prompt = flow.node("CLIPTextEncode", caption="Prompt", text=PROMPT, clip=clip[0])
+    negative = flow.node("ConditioningZeroOut", conditioning=prompt[0])  # cfg 1 ignores it
     guidance = flow.node("FluxGuidance", conditioning=prompt[0], guidance=3.5)
     latent = flow.node("EmptySD3LatentImage", width=1024, height=1024)
     common = {"positive": guidance[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 20}

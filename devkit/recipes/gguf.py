@@ -27,10 +27,9 @@ def qdrift_gguf_calibrate(flow: Workflow) -> None:
             "Trajectory and Calibrate from Trajectory do the same in two workflows.",
             "Choose cfg, sampler, scheduler, steps and size **as you will use them**, then queue; Cancel and queue again to go on.",
             "The file goes to `models/qdrift`; the workflow qdrift_gguf_side_by_side uses it.",
-            "The report says in one sentence what to expect: more at Q3 and Q4 than at Q6 and Q8. *drift and moments* takes longer "
-            "and is for such coarse ones.",
+            "The report says in one sentence what to expect: more at Q3 and Q4 than at Q6 and Q8. *drift and moments* takes "
+            "about twice the time of drift alone, and is for such coarse ones.",
         ],
-        correction="drift and moments",
     )
 
 

@@ -1,11 +1,10 @@
-"""Q-Drift on Flux in fp8: calibrate once, then use. gguf.py has the same for a GGUF."""
+"""Q-Drift on Flux in fp8: calibrate once, then use. gguf.py has the same for a GGUF, simulated.py both in one for any model."""
 
 from __future__ import annotations
 
 from ..author import Node, Workflow
-from . import flux
 from .files import CLIP_L, FLUX, FLUX_VAE, T5
-from .parts import SEED, compare, look, model_files, picture
+from .parts import SEED, compare, look, model_files, picture, prompts
 
 CALIBRATION = "flux1-dev_fp8_e4m3fn"
 PROMPTS = """photo of an old lighthouse on a cliff at dusk
@@ -54,13 +53,11 @@ def qdrift_side_by_side(flow: Workflow) -> None:
     )
 
 
-def calibrate(
-    flow: Workflow, full: Node, quantized: Node, filename: str, lines: list[str], correction: str = "drift"
-) -> None:
+def calibrate(flow: Workflow, full: Node, quantized: Node, filename: str, lines: list[str]) -> None:
     clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
     latent = flow.node("EmptySD3LatentImage", width=1024, height=1024)
     both = {"full_model": full[0], "quantized_model": quantized[0], "clip": clip[0], "latent": latent[0]}
-    as_used = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 20, "correction": correction}
+    as_used = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 20}
     made = flow.node(
         "GimbalQDriftCalibrate", prompts=PROMPTS, runs=5, filename=filename, size=(480, 900), **both, **as_used
     )
@@ -74,10 +71,11 @@ def calibrate(
 
 
 def use(flow: Workflow, model: Node, filename: str, lines: list[str]) -> None:
-    clip, prompt, negative = flux.text(flow)
+    clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
+    positive, negative = prompts(flow, clip[0], negative="")
     vae = flow.node("VAELoader", vae_name=FLUX_VAE)
     latent = flow.node("EmptySD3LatentImage", width=1024, height=1024)
-    common = {"positive": prompt[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 20}
+    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 20}
     common |= {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
     plain = flow.node("KSampler", caption="Quantized, plain", model=model[0], **common)
     plain_image, plain_save = picture(flow, plain, vae[0], "plain")
@@ -87,7 +85,7 @@ def use(flow: Workflow, model: Node, filename: str, lines: list[str]) -> None:
     image, save = picture(flow, sampler, vae[0], "corrected")
     compare(
         flow,
-        [[model, clip, vae, latent, model_files(flow)], [prompt, negative]],
+        [[model, clip, vae, latent, model_files(flow)], [positive, negative]],
         look(flow, "Plain against corrected", *lines),
         ("As it is", [[plain, plain_image], [plain_save]]),
         ("Q-Drift", [[stats, drift], [sampler, image], [save]]),

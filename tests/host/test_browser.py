@@ -65,6 +65,7 @@ def test_a_card_opens_its_workflow_and_offers_the_missing_models(page, artefacts
     assert len(models) == 3
     for model in models:
         assert model["name"] in offered and model["directory"] in offered
+    page.wait_for_timeout(500)  # it fades in
     page.screenshot(path=artefacts / "missing_models.png")
     page.keyboard.press("Escape")
     page.locator(".p-dialog").wait_for(state="detached")
@@ -162,6 +163,10 @@ def test_previews_and_reports_show_their_pictures(page, artefacts):
     graph = {number: {"class_type": kind, "inputs": inputs} for number, (kind, inputs) in previewed().items()}
     page.evaluate("graph => app.loadApiJson(graph, 'previews')", graph)
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(graph))
+    page.evaluate("""() => {
+        for (const n of app.graph._nodes) if (/^PreviewImage|Report$/.test(n.type)) n.size = [700, 500]
+        app.graph.arrange(60)
+    }""")
     browser.press_run(page)
     for kind, nodes in (("PreviewImage", 2), ("GimbalQDriftCalibrate", 1), ("GimbalQDriftReport", 1)):
         page.wait_for_function(f"kind => ({IMAGES})(kind).every(count => count === 1)", arg=kind)

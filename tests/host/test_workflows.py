@@ -11,7 +11,7 @@ from PIL import Image
 # In the order in which they can run: the second Q-Drift workflow needs the file that the first one writes.
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 # What a model file of a workflow is, by how its name begins.
-FAMILIES = {"sd_xl": "sdxl", "v1-5": "sd15_deep", "sd3.5": "sd3"}
+FAMILIES = {"sd_xl": "sdxl", "v1-5": "sd15", "sd3.5": "sd3"}
 FAMILIES |= {"wan2.1": "wan", "wan_2.1": "wan", "umt5": "wan", "qwen": "qwen"}
 FAMILIES |= {"flux1": "flux", "t5xxl": "flux", "clip_l": "flux", "ae.": "flux"}
 LOADERS = {
