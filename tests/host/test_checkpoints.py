@@ -132,9 +132,9 @@ def test_what_cannot_be_compared_is_said(given, tmp_path):
 @pytest.mark.parametrize(
     ("name", "variants"),
     [
-        ("samg_side_by_side", {"plain", "samg"}),
+        ("sdxl_side_by_side", {"plain", "samg"}),
         ("stacked", {"plain", "stacked"}),
-        ("samg_video", {"plain", "stabilised"}),
+        ("wan_side_by_side", {"plain", "stabilised"}),
         ("qdrift_side_by_side", {"plain", "corrected"}),
     ],
 )
