@@ -1,0 +1,140 @@
+"""The builder of workflows and blueprints: what it refuses, where it puts things, and what lies beside its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from devkit.author import File, Workflow
+from devkit.blueprint import Blueprint
+from devkit.demo_model import on_demo_model
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+INFO = {
+    "Loader": {
+        "input": {"required": {"file": [["a.safetensors", "b.safetensors"]]}},
+        "output": ["MODEL", "CLIP"],
+        "output_name": ["MODEL", "CLIP"],
+        "python_module": "nodes",
+    },
+    "Sampler": {
+        "input": {
+            "required": {
+                "model": ["MODEL"],
+                "seed": ["INT", {"default": 0, "control_after_generate": True}],
+                "steps": ["INT", {"default": 20}],
+            },
+            "optional": {"clip": ["CLIP"]},
+        },
+        "output": ["LATENT"],
+        "output_name": ["LATENT"],
+        "python_module": "custom_nodes.gimbal",
+    },
+}
+FILES = {"b.safetensors": File("checkpoints", "https://example.org/b.safetensors")}
+
+
+@pytest.fixture
+def flow():
+    return Workflow("test", INFO, FILES)
+
+
+def test_a_node_is_saved_as_the_frontend_does(flow):
+    loader = flow.node("Loader", file="b.safetensors")
+    flow.node("Sampler", model=loader[0], steps=8, caption="Plain")
+    flow.grid([[loader]])
+    flow.group("Load", [loader])
+    saved = flow.saved()
+    sampler = saved["nodes"][1]
+    assert sampler["widgets_values"] == [0, "fixed", 8] and sampler["title"] == "Plain"
+    assert [(slot["name"], slot["link"]) for slot in sampler["inputs"]] == [("model", 1), ("clip", None)]
+    assert saved["links"] == [[1, 1, 0, 2, 0, "MODEL"]] and saved["nodes"][0]["outputs"][0]["links"] == [1]
+    assert sampler["properties"]["cnr_id"] == "gimbal"
+    assert saved["nodes"][0]["properties"]["cnr_id"] == "comfy-core"
+    wanted = {"name": "b.safetensors", "url": "https://example.org/b.safetensors", "directory": "checkpoints"}
+    assert saved["nodes"][0]["properties"]["models"] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"cfg": 7.0}, "Sampler has no input cfg; it has model, seed, steps, clip"),
+        ({}, r"Sampler \(node 2\) needs model; connect it"),
+        ({"model": 1}, "Sampler takes MODEL, not output 1 of Loader"),
+    ],
+)
+def test_a_wrong_input_is_refused(flow, inputs, message):
+    loader = flow.node("Loader")
+    inputs = {name: loader[value] if name == "model" else value for name, value in inputs.items()}
+    with pytest.raises(ValueError, match=message):
+        flow.node("Sampler", **inputs)
+
+
+def test_columns_of_one_number_are_in_line(flow):
+    narrow, wide, last, below = (flow.node("Loader", size=(width, 100)) for width in (100, 300, 900, 100))
+    right = flow.grid([[narrow], [last]], [[wide], [below]])
+    # 300 + 40 is where the second column starts; a row's last column may be wider.
+    assert [node.saved["pos"][0] for node in (narrow, last, wide, below)] == [0, 340, 0, 340]
+    assert right == 340 + 900 + 80
+    assert wide.saved["pos"][1] == below.saved["pos"][1] >= 100 + 30
+
+
+def test_a_blueprint_shows_its_widgets_and_ends():
+    flow = Blueprint("Box", INFO, {"model": "MODEL"}, "Says what it is.")
+    sampler = flow.node("Sampler", model=flow.outside[0], steps=8)
+    flow.grid([[sampler]])
+    flow.widget("how many", sampler, "steps")
+    flow.output("latent", sampler[0])
+    saved = flow.saved()
+    (node,), (inner,) = saved["nodes"], saved["definitions"]["subgraphs"]
+    assert node["type"] == inner["id"] and saved["extra"] == {"BlueprintDescription": "Says what it is."}
+    assert node["properties"]["proxyWidgets"] == [["-1", "how many"]] and node["widgets_values"] == [8]
+    assert [entry["name"] for entry in inner["inputs"]] == ["model", "how many"]
+    assert [entry["linkIds"] for entry in inner["inputs"]] == [[1], [2]]
+    ends = [(link["origin_id"], link["target_id"], link["target_slot"]) for link in inner["links"]]
+    # Sampler's inputs: model, clip, then the widgets seed and steps.
+    assert ends == [(-10, 1, 0), (-10, 1, 3), (1, -20, 0)]
+    assert inner["outputs"][0]["linkIds"] == [3]
+
+
+def test_a_workflow_is_put_on_the_demo_model():
+    drawn = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a fox"}}
+    sampler = {"model": ["5", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+    swapped = on_demo_model(
+        {
+            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a"}},
+            "2": drawn,
+            "3": drawn,
+            "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 512}},
+            "5": {"class_type": "ModelSamplingSD3", "inputs": {"model": ["1", 0], "shift": 3.0}},
+            "6": {"class_type": "KSampler", "inputs": {**sampler, "seed": 7}},
+            "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
+            "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0]}},
+        }
+    )
+    letters = "letters GIMBAL"
+    assert set(swapped) == {"1", "6", "7", "8", letters}, "what nothing takes from any more is gone"
+    assert swapped["6"]["inputs"] == {
+        "model": ["1", 0],
+        "positive": [letters, 0],
+        "negative": [letters, 1],
+        "latent_image": [letters, 2],
+        "seed": 7,
+    }
+    assert swapped["7"] == {"class_type": "GimbalDemoDecode", "inputs": {"latent": ["6", 0]}}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_has_its_picture_and_an_id_of_its_own(path):
+    picture = path.with_suffix(".jpg")
+    assert picture.stat().st_size < 40_000
+    with Image.open(picture) as image:
+        assert image.size == (400, 400)
+    ids = [json.loads(other.read_text(encoding="utf-8"))["id"] for other in WORKFLOWS]
+    assert ids.count(json.loads(path.read_text(encoding="utf-8"))["id"]) == 1
+
+
+def test_no_picture_is_left_without_its_workflow():
+    assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == {path.stem for path in WORKFLOWS}
