@@ -6,7 +6,7 @@ python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
 python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` measures what pictures become
 python dev.py checkpoints  paired pictures of your own models on your own ComfyUI (docs/CHECKPOINTS.md)
 python dev.py train      train the demo model anew
-python dev.py workflows  write workflows/ anew from devkit/recipes.py
+python dev.py workflows  write workflows/ anew from devkit/recipes/ (--thumbnails: draw their pictures)
 python dev.py quantize   write the quantized twin of a model's file (--help: the formats)
 python dev.py lock       make the lock files anew
 """
@@ -44,7 +44,7 @@ def main() -> int:
     command("checkpoints", checkpoints, "Paired pictures of your own checkpoints.", host=False, add_help=False)
     command("quantize", quantize, "Write the quantized twin of a model's file.", host=False, add_help=False)
     command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
-    command("workflows", workflows, "Write workflows/ anew from devkit/recipes.py.")
+    command("workflows", workflows, "Write workflows/ anew from devkit/recipes/.")
     command("lock", relock, "Make devkit/locks anew.", host=False)
     args, rest = parser.parse_known_args()
     # Keep the repository root off sys.path: its `nodes` would shadow ComfyUI's module of that name.
