@@ -61,7 +61,7 @@ def calibrate(flow: Workflow, full: Node, quantized: Node, filename: str, lines:
     made = flow.node(
         "GimbalQDriftCalibrate", prompts=PROMPTS, runs=5, filename=filename, size=(480, 900), **both, **as_used
     )
-    report = flow.node("GimbalQDriftReport", stats=made[0], size=(860, 900))
+    report = flow.node("GimbalQDriftReport", stats=made[0], size=(1280, 680))
     note = look(flow, "Calibrate once", *lines)
     load = [full, quantized, clip, latent, model_files(flow)]
     x = flow.grid([load])

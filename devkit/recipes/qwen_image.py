@@ -29,7 +29,7 @@ def qwen_image_side_by_side(flow: Workflow) -> None:
     note = look(
         flow,
         "SAMG at low guidance",
-        "Same seed. Qwen-Image runs at low guidance, where **SAMG** did best in our measurements: 1.7 below is as strong as "
+        "Same seed. Qwen-Image runs at low guidance, where **SAMG** did best on our small demo model: 1.7 below is as strong as "
         "2.5 above, for its mean scale is about 1.5 times cfg.",
         "Look at the lettering and the edges, then at the calm ground between them.",
         "The strip at the bottom shows where it guided how strongly.",

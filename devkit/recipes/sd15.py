@@ -26,7 +26,7 @@ def sd15_side_by_side(flow: Workflow) -> None:
         "takes off the last 0.1 %.",
         "Look at highlights and deep shadows: burnt spots should keep their colour, all else should stay the picture it was.",
         "At cfg 8 expect little. Set cfg to 12 in **both** samplers: there the nodes have work.",
-        "Then set AQClip's corridor to strong: it takes off more and costs contrast.",
+        "Compare with plain cfg 6 too: part of what AQClip does is to lower contrast. Corridor strong does more of it.",
         "Ctrl+B on a node takes it out; strength 0 is exactly the upper picture.",
     )
     compare(

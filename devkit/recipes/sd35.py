@@ -25,7 +25,7 @@ def sd35_side_by_side(flow: Workflow) -> None:
         "Same seed, same settings. Below, **AQClip** at gentle and **Micrograin** in its smooth form.",
         "Look at skies, lamps and skin: colours at the end of their range should come back. The composition stays.",
         "At cfg 4 expect little. Set cfg to 7 in **both** samplers and compare again.",
-        "Try Micrograin alone first (Ctrl+B on AQClip): it hardly touches contrast.",
+        "Try Micrograin alone first (Ctrl+B on AQClip): it costs little contrast.",
         "strength 0 in both nodes is exactly the upper picture.",
     )
     compare(

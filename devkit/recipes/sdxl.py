@@ -27,7 +27,7 @@ def sdxl_side_by_side(flow: Workflow) -> None:
         "more in calm areas.",
         "Its mean scale is about 1.5 times cfg: compare it with plain CFG of 1.5 times its cfg, as here.",
         "The strip at the bottom shows where it guided how strongly.",
-        "Try 7.5 and 5, then 4.5 and 3, then 3 and 2. Our measurements favour low scales.",
+        "Try 7.5 and 5, then 4.5 and 3, then 3 and 2: on our small demo model it beat plain CFG at low scales alone.",
         "strength 0 is plain CFG, bit for bit.",
     )
     compare(

@@ -44,15 +44,20 @@ def apart(a, b):
 def test_template_browser_lists_every_workflow_with_its_picture(page, artefacts):
     page.locator(".side-tool-bar-container").get_by_text("Templates").click()
     page.get_by_text("gimbal", exact=True).click()
-    for path in WORKFLOWS:
-        card = page.get_by_test_id(f"template-workflow-{path.stem}")
+
+    def picture_of(card):
         card.scroll_into_view_if_needed()
-        picture = card.locator("img")
-        picture.first.wait_for()
-        page.wait_for_function("img => img.complete && img.naturalWidth === 400", arg=picture.first.element_handle())
+        page.wait_for_function(
+            "card => Array.from(card.querySelectorAll('img')).some(img => img.complete && img.naturalWidth === 400)",
+            arg=card.element_handle(),
+        )
+
+    for path in WORKFLOWS:
+        picture_of(page.get_by_test_id(f"template-workflow-{path.stem}"))
     cards = page.locator("[data-testid^=template-workflow-]")
     assert cards.count() == len(WORKFLOWS)
-    cards.first.scroll_into_view_if_needed()
+    picture_of(cards.first)
+    page.wait_for_timeout(500)  # they fade in
     page.screenshot(path=artefacts / "templates.png")
 
 
