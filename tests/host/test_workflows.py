@@ -70,6 +70,29 @@ def test_it_runs_to_pictures(server, artefacts, path):
     assert not [line for line in said if "did nothing" in line or "took the gradient" in line]
 
 
+def test_inpainting_changes_nothing_outside_the_mask(server):
+    """On the demo model, whose decoder works on 4 x 4 pixels by themselves."""
+    from devkit import client, graph
+    from devkit.demo_model import on_demo_model
+
+    (path,) = (path for path in WORKFLOWS if path.stem == "inpainting")
+    workflow = on_demo_model(graph.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info")))
+    result = client.run(server.url, workflow)
+    prefix = {node: entry["inputs"]["filename_prefix"] for node, entry in workflow.items() if node in result.outputs}
+    pictures = {
+        prefix[node]: np.stack(
+            [np.asarray(Image.open(io.BytesIO(client.image(server.url, e)))) for e in result.images(node)]
+        ).astype(int)
+        for node in result.outputs
+    }
+    # The mask, 240 at (240, 200) of 512, is 30 at (30, 25) of 64; its edge is spread over one latent position.
+    outside, inside = np.ones((64, 64), bool), np.zeros((64, 64), bool)
+    outside[20:60, 24:64], inside[30:50, 36:56] = False, True
+    for name in ("gimbal/plain", "gimbal/stabilised"):
+        change = np.abs(pictures[name] - pictures["gimbal/before"])
+        assert change[:, outside].max() <= 1 and change[:, inside].mean() > 5
+
+
 def test_files_are_what_the_recipes_write(server):
     from devkit import comfyui, recipes
     from devkit.recipes.blueprints import BLUEPRINTS
