@@ -90,6 +90,8 @@ def press_run(page: Any) -> None:
         for (const kind of ["execution_success", "execution_error"])
             app.api.addEventListener(kind, event => { window.ended ??= event.detail.exception_message ?? "done" }, {once: true})
     }""")
+    for toast in page.locator(".p-toast-close-button").all():  # they lie over the button
+        toast.click()
     page.get_by_test_id("queue-button").click()
     page.wait_for_function("() => window.ended !== null", timeout=120000)
     if (said := page.evaluate("() => window.ended")) != "done":
