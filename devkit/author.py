@@ -43,9 +43,9 @@ Row = Sequence[Sequence[Node]]  # of columns, each from top to bottom
 class Workflow:
     """A graph that grows by `node`, `note` and `group`; `saved()` is what goes into the file."""
 
-    def __init__(self, name: str, object_info: dict, files: Mapping[str, File]):
+    def __init__(self, object_info: dict, name: str = "workflow", files: Mapping[str, File] | None = None):
         """object_info: the server's. files: model files by name; a loader that names one carries its address."""
-        self.name, self.object_info, self.files = name, object_info, files
+        self.name, self.object_info, self.files = name, object_info, files or {}
         self.nodes: list[Node] = []
         self.links: list[list] = []
         self.groups: list[dict] = []
@@ -162,7 +162,8 @@ class Workflow:
 
     def _view(self) -> dict:
         """Scale and offset at which the whole graph is seen, or as much of it as stays readable."""
-        boxes = [group["bounding"] for group in self.groups]
+        boxes = [[*node.saved["pos"], node.width, node.height] for node in self.nodes]
+        boxes += [group["bounding"] for group in self.groups]
         left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
         width = max(box[0] + box[2] for box in boxes) - left
         height = max(box[1] + box[3] for box in boxes) - top

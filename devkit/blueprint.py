@@ -15,7 +15,7 @@ class Blueprint(Workflow):
 
     def __init__(self, name: str, object_info: dict, inputs: Mapping[str, str], description: str):
         """name: also the file's, which the frontend shows. inputs: type by name."""
-        super().__init__(name, object_info, {})
+        super().__init__(object_info, name)
         self.description = description
         self.inputs = [{"name": key, "type": kind, "links": []} for key, kind in inputs.items()]
         self.sockets = len(self.inputs)

@@ -38,7 +38,7 @@ FILES = {"b.safetensors": File("checkpoints", "https://example.org/b.safetensors
 
 @pytest.fixture
 def flow():
-    return Workflow("test", INFO, FILES)
+    return Workflow(INFO, "test", FILES)
 
 
 def test_a_node_is_saved_as_the_frontend_does(flow):
