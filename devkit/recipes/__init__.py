@@ -32,6 +32,6 @@ DEMO_RECIPES: tuple[Recipe, ...] = (demo.multipass,)
 
 def write(recipe: Recipe, object_info: dict) -> Workflow:
     """The workflow of a recipe, given the server's /object_info."""
-    flow = Workflow({**FOREIGN, **object_info}, recipe.__name__, FILES)
+    flow = Workflow({**object_info, **FOREIGN}, recipe.__name__, FILES)
     recipe(flow)
     return flow
