@@ -86,14 +86,19 @@ def initialise(network: nn.Module, positions: int) -> None:
     network.pos_embed.copy_(torch.from_numpy(table)[None])
 
 
+def flow_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Random noise levels (count,), between 0 and 1."""
+    sigma = torch.sigmoid(torch.randn(count, generator=generator) * 1.2)
+    return 2 * sigma / (1 + sigma)  # towards noise, where ComfyUI's SD3 schedule (shift 3) spends its steps
+
+
 def batch_loss(network: nn.Module, clean: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """Flow-matching loss: predict v = noise - clean at (1 - sigma) clean + sigma noise."""
     count = len(clean)
     context, pooled = conditioning.codes(labels)
     keep = (torch.rand(count, generator=generator) >= DROP).float()
     context, pooled = context * keep[:, None, None], pooled * keep[:, None]
-    sigma = torch.sigmoid(torch.randn(count, generator=generator) * 1.2)
-    sigma = 2 * sigma / (1 + sigma)  # towards noise, where ComfyUI's SD3 schedule (shift 3) spends its steps
+    sigma = flow_levels(count, generator)
     noise = torch.randn(clean.shape, generator=generator)
     s = sigma[:, None, None, None]
     noisy = (1 - s) * clean + s * noise
@@ -106,14 +111,26 @@ def learning_rate(progress: float, step: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
+def make_optimizer(network: nn.Module, peak: float) -> torch.optim.Optimizer:
+    matrices = [p for p in network.parameters() if p.ndim >= 2]
+    vectors = [p for p in network.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, peak, betas=(0.9, 0.99))
+
+
+def update_average(average: dict[str, Tensor], network: nn.Module, step: int) -> None:
+    """Exponential average of the weights, quick at first."""
+    decay = min(0.9985, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            average[name].lerp_(value, 1 - decay)
+
+
 def train(network: nn.Module, glyph_count: int, iterations: int, peak: float, seed: int) -> tuple[dict, float]:
     """Returns the averaged weights and the last 200 steps' mean loss."""
     masks, labels = letters.glyphs(glyph_count, seed)
     generator = torch.Generator().manual_seed(seed)
-    matrices = [p for p in network.parameters() if p.ndim >= 2]
-    vectors = [p for p in network.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, peak, betas=(0.9, 0.99))
+    optimizer = make_optimizer(network, peak)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     start, losses = time.monotonic(), []
     for step in range(iterations):
@@ -127,10 +144,7 @@ def train(network: nn.Module, glyph_count: int, iterations: int, peak: float, se
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         losses = [*losses[-199:], loss.item()]
-        decay = min(0.9985, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in network.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+        update_average(average, network, step)
         if step % 100 == 0 or step == iterations - 1:
             print(
                 f"step {step:6d}  loss {sum(losses) / len(losses):.4f}  {time.monotonic() - start:.0f} s", flush=True
