@@ -1,15 +1,17 @@
-"""What SAMG and QSilk do to the demo model's pictures, measured over paired seeds: numbers, tables, figures, report.
+"""What SAMG, QSilk, Q-Drift and moment matching do to the demo models' pictures, measured over paired seeds: numbers, tables, figures, report.
 
     python dev.py bench evidence [--full] [--samples=N] [--jobs=N] [--part=samg]
 
-Without --full: 50 samples for each seed and row, results and report under .dev/evidence/. With it: 160 samples,
-results in benchmarks/evidence/results/ and the report in docs/RESULTS.md, both in git. An interrupted command goes on
-where it stopped; what is already there is not made again, so that on a fresh clone --full only writes the report.
+Without --full: 50 samples for each seed and row (quantized models: 20, and the main rows only), results and report
+under .dev/evidence/. With it: 160 samples (24), results in benchmarks/evidence/results/ and the report in
+docs/RESULTS.md, both in git. An interrupted command goes on where it stopped; what is already there is not made again,
+so that on a fresh clone --full only writes the report.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import signal
 import subprocess
 import sys
@@ -18,12 +20,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import _gimbal
 import torch
-from evidence import figures, judge, model, qsilk, reference, report, runs, samg, table
+from evidence import (
+    figures,
+    judge,
+    model,
+    qsilk,
+    quantization,
+    quantization_figures,
+    quantization_report,
+    reference,
+    report,
+    runs,
+    samg,
+    subjects,
+    table,
+)
 
 ROOT = _gimbal.ROOT
 KEPT = ROOT / ".dev" / "evidence"
 PARTS = {"samg": samg.cells, "qsilk": qsilk.cells, "real": None, "float32": reference.cells}
+QUANTIZED = dict(
+    zip(report.QUANTIZED, itertools.product(quantization.PARTS.values(), quantization.SETTINGS), strict=True)
+)
 SEEDS, QUICK, FULL = 5, 50, 160
+QUICK_QUANTIZED, FULL_QUANTIZED = 20, 24  # samples of quantized models: more rows, differences within pairs
 
 
 def arguments() -> argparse.Namespace:
@@ -32,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="more samples; results and report where git keeps them")
     parser.add_argument("--samples", type=int, help=f"for each seed and row (default {QUICK}, with --full {FULL})")
     parser.add_argument("--seeds", default=",".join(map(str, range(SEEDS))), help="comma-separated")
-    parser.add_argument("--part", choices=PARTS, help="make the runs of this part only")
+    parser.add_argument("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--results", type=Path, help="folder of the numbers")
@@ -62,9 +82,12 @@ def main() -> int:
     with torch.inference_mode():
         for seed in seeds:
             measure(options, network, samples, seed, precision, folder)
+        for part in QUANTIZED:
+            if options.part in (None, part):
+                measure_quantized(options, part, seeds, precision, folder)
         if options.no_report or options.part:
             return 0
-        write_report(network, samples, folder, options.full)
+        write_report(network, samples, folder, options)
     return 0
 
 
@@ -102,8 +125,9 @@ def measure(
 ) -> None:
     critic = judge.load(KEPT)
     start = model.Seed(network, samples, seed)
-    chosen = [options.part] if options.part else list(PARTS)
-    for part in chosen:
+    for part in PARTS:
+        if options.part not in (None, part):
+            continue
         made_in = "float32" if part == "float32" else precision
         about = runs.about(samples, seed, made_in)
         results = runs.Results(folder / f"{part}-seed{seed}.json", about)
@@ -116,13 +140,31 @@ def measure(
             runs.make(part, PARTS[part](), exact, critic, results)
 
 
-def write_report(network: model.Network, samples: int, folder: Path, full: bool) -> None:
-    path = ROOT / "docs" / "RESULTS.md" if full else folder / "RESULTS.md"
-    images = ROOT / "docs" / "images" if full else folder / "images"
+def measure_quantized(options: argparse.Namespace, part: str, seeds: list[int], precision: str, folder: Path) -> None:
+    cells, kind = QUANTIZED[part]
+    samples = options.samples or (FULL_QUANTIZED if options.full else QUICK_QUANTIZED)
+    chosen = [cell for cell in cells(kind) if options.full or cell.quick]
+    models = quantization.Models(subjects.load(kind, options.comfyui, precision))
+    critic = judge.load(KEPT)
+    for seed in seeds:
+        about = runs.about(samples, seed, precision, subjects.weights(kind))
+        results = runs.Results(folder / f"{part}-seed{seed}.json", about)
+        quantization.make(part, chosen, quantization.Bench(models, samples, seed, critic), results)
+
+
+def write_report(network: model.Network, samples: int, folder: Path, options: argparse.Namespace) -> None:
+    path = ROOT / "docs" / "RESULTS.md" if options.full else folder / "RESULTS.md"
+    images = ROOT / "docs" / "images" if options.full else folder / "images"
     images.mkdir(exist_ok=True)
     figures.frontier(table.Part(folder, "samg"), images / report.FRONTIER)
     figures.sheets(network, samples, images)
-    command = f"python dev.py bench evidence{' --full' if full else ''}"
+    plot, *sheets = (images / name for name in quantization_report.IMAGES)
+    quantized = quantization_report.Quantized({name: table.Part(folder, name) for name in report.QUANTIZED})
+    quantization_figures.plot(quantized, plot)
+    for kind, sheet in zip(quantization.SETTINGS, sheets, strict=True):
+        models = quantization.Models(subjects.load(kind, options.comfyui, str(network.dtype).removeprefix("torch.")))
+        quantization_figures.sheet(models, sheet)
+    command = f"python dev.py bench evidence{' --full' if options.full else ''}"
     path.write_text(report.text(folder, report.relative(images, path), command), encoding="utf-8")
     print(f"evidence: {path}", flush=True)
 

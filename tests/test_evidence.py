@@ -28,7 +28,9 @@ def package():
 
 
 package()
-from evidence import metrics, table  # noqa: E402
+from evidence import calibrate, formats, metrics, table  # noqa: E402
+
+from gimbal.core.solvers import make_plan, run  # noqa: E402
 
 
 def features(seed, count=300, width=7, scale=1.0, shift=0.0):
@@ -148,3 +150,78 @@ def test_report_is_what_the_stored_numbers_give():
     path = ROOT / "docs" / "RESULTS.md"
     command = "python dev.py bench evidence --full"
     assert report.text(BENCHMARKS / "evidence" / "results", "images", command) == path.read_text(encoding="utf-8")
+
+
+def test_q4_0_keeps_the_largest_and_clips_its_opposite():
+    """Scale -1/8: 1 is level -8, -0.5 is 4, 0.9375 lies between 7 and 8 levels and goes to 7, -0.99 beyond the last one."""
+    weight = torch.zeros(1, 64)
+    weight[0, :4] = torch.tensor([1.0, -0.5, 0.9375, -0.99])
+    weight[0, 32] = -16.0  # a block of its own
+    expected = torch.zeros(1, 64)
+    expected[0, :4] = torch.tensor([1.0, -0.5, 0.875, -0.875])
+    expected[0, 32] = -16.0
+    assert torch.equal(formats.q4_0(weight), expected)
+
+
+SIGMAS = [4.0, 2.0, 1.0, 0.5, 0.0]
+
+
+def linear(gain, offset=0.0):
+    """A model whose derivative is linear in the state: eps = gain * eps_0 + offset, eps_0 = x / sqrt(1 + sigma^2)."""
+
+    def denoise(x, sigma):
+        level = float(sigma[0])
+        return x - level * (gain * x / (1 + level**2) ** 0.5 + offset)
+
+    return denoise
+
+
+def test_gain_inversion_undoes_a_gain_and_an_offset():
+    plan = make_plan("euler", SIGMAS)
+    x = 4 * torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = calibrate.statistics(plan, linear(1.0), linear(0.8, 0.1), x)
+    corrected = make_plan("euler", SIGMAS, bias=calibrate.gain_inversion(found))
+    ours, theirs = run(corrected, linear(0.8, 0.1), x), run(plan, linear(1.0), x)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_of_white_noise_are_its_variance():
+    plan = make_plan("euler", SIGMAS)
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(x, sigma):
+        noise = torch.randn(x.shape, generator=generator)
+        return linear(1.0)(x, sigma) - float(sigma[0]) * 0.3 * noise
+
+    x = torch.randn(8, 2, 32, 32, generator=torch.Generator().manual_seed(1))
+    found = calibrate.statistics(plan, linear(1.0), noisy, x)
+    torch.testing.assert_close(found.variance(1.0, kind="unconditional"), torch.full((2,), 0.09), rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+def test_maps_found_in_closed_loop_give_full_precision_its_moments(solver):
+    plan = make_plan(solver, SIGMAS)
+    x = 4 * torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps = calibrate.state_maps(plan, plan, linear(1.0), linear(0.7, 0.2), x)
+    ours = run(plan, linear(0.7, 0.2), x, after_step=lambda i, state: calibrate.mapped(state, maps[i]))
+    theirs, plain = run(plan, linear(1.0), x), run(plan, linear(0.7, 0.2), x)
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(moment(ours, (0, 2, 3)), moment(theirs, (0, 2, 3)), atol=1e-4, rtol=1e-4)
+    assert (plain - theirs).square().mean() > 10 * (ours - theirs).square().mean()
+
+
+def test_maps_on_their_own_schedule_are_as_found():
+    maps = [(torch.tensor([1.0 + 0.1 * i]), torch.tensor([0.2 * i])) for i in range(4)]
+    for rule in (calibrate.shared_out, calibrate.interpolated):
+        for ours, theirs in zip(rule(maps, SIGMAS, SIGMAS), maps, strict=True):
+            torch.testing.assert_close([part.float() for part in ours], list(theirs))
+
+
+def test_maps_between_calibrated_levels():
+    """Halfway in log sigma from 2 to 0.5 lies 1; a step over two calibrated ones does both, one after the other."""
+    maps = [(torch.tensor([scale]), torch.tensor([1.0])) for scale in (2.0, 4.0, 1.0, 1.0)]
+    sparse = [maps[0], maps[2], maps[3]]
+    there = calibrate.interpolated(sparse, [4.0, 2.0, 0.5, 0.0], SIGMAS)
+    assert float(there[1][0]) == pytest.approx(1.5)
+    both = calibrate.shared_out(maps, SIGMAS, [4.0, 1.0, 0.0])[0]
+    assert [float(part) for part in both] == pytest.approx([8.0, 5.0])  # 4 (2 x + 1) + 1

@@ -110,7 +110,7 @@ def sheets(network: Network, samples: int, folder: Path) -> list[Path]:
     for guidance in qsilk.SHEETS:
         bands = []
         for rule in made.values():
-            bands.append(_first(start.sample(qsilk.SHEET_STEPS, "euler", rule(guidance), batches=1)))
+            bands.append(as_images(start.sample(qsilk.SHEET_STEPS, "euler", rule(guidance), batches=1)[:COLUMNS]))
         title = f"Guidance {guidance:g}, {qsilk.SHEET_STEPS} Euler steps, the first {COLUMNS} samples of seed 0 in every row"
         sheet = contact_sheet(bands, [" | ".join(name.split(", ")) for name in made], title, COLUMNS)
         paths.append(folder / report.sheet_name(guidance))
@@ -118,8 +118,9 @@ def sheets(network: Network, samples: int, folder: Path) -> list[Path]:
     return paths
 
 
-def _first(latents: Tensor) -> Tensor:
-    return decode_unclipped(latents[:COLUMNS]).clamp(-1, 1).permute(0, 2, 3, 1) / 2 + 0.5
+def as_images(latents: Tensor) -> Tensor:
+    """ComfyUI's IMAGE (N, H, W, 3) of latents."""
+    return decode_unclipped(latents).clamp(-1, 1).permute(0, 2, 3, 1) / 2 + 0.5
 
 
 def save(sheet: Tensor, path: Path) -> None:

@@ -45,11 +45,8 @@ class Judge:
         logits = self.classifier[-1](raw)
         asked = F.one_hot(labels, logits.shape[1]).bool()
         margin = logits[asked] - logits.masked_fill(asked, -torch.inf).amax(1)
-        spaces = {"features": raw, "pixels": pictures.flatten(1)}
-        distances = {
-            f"fd_{space}": frechet(Gaussian.of(self.project(space, values)), self.real[space])
-            for space, values in spaces.items()
-        }
+        found = self._gaussians(raw, pictures)
+        distances = {f"fd_{space}": frechet(found[space], real) for space, real in self.real.items()}
         mean, std = self.tensors["latent.mean"], self.tensors["latent.std"]
         return {
             "accuracy": float((margin > 0).float().mean()),
@@ -60,6 +57,15 @@ class Judge:
             "kurtosis": kurtosis(latents),
             "spread": float((latents.std((0, 2, 3)) / std).mean()),
         }
+
+    def gaussians(self, latents: Tensor) -> dict[str, Gaussian]:
+        """Of the samples in both spaces, to be compared with those of other samples."""
+        pictures = decode_unclipped(latents).clamp(-1, 1)
+        return self._gaussians(_raw_features(self.classifier, pictures), pictures)
+
+    def _gaussians(self, raw: Tensor, pictures: Tensor) -> dict[str, Gaussian]:
+        spaces = {"features": raw, "pixels": pictures.flatten(1)}
+        return {space: Gaussian.of(self.project(space, values)) for space, values in spaces.items()}
 
     def project(self, space: str, values: Tensor) -> Tensor:
         return (values - self.tensors[f"{space}.centre"]) @ self.tensors[f"{space}.axes"]

@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import judge, model, qsilk, qsilk_report, reference, samg_report
+from . import judge, model, qsilk, qsilk_report, quantization, quantization_report, reference, samg_report
 from .metrics import CONFIDENCE, FAR
 from .table import Part, markdown
 
-PARTS = ("samg", "qsilk", "real", "float32")
+QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in quantization.SETTINGS)
+PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED)
 FRONTIER = "samg_frontier.png"
 
 
@@ -22,11 +23,14 @@ def text(folder: Path, images: str, command: str) -> str:
     if missing:
         raise ValueError(f"evidence: {folder} has no results of {', '.join(missing)}; run the command without --part.")
     sheets = [f"{images}/{sheet_name(guidance)}" for guidance in qsilk.SHEETS]
+    quantized = quantization_report.Quantized(parts)
     blocks = [
         *_head(parts, command),
         *_findings(parts),
+        *quantization_report.in_short(quantized),
         *samg_report.section(parts["samg"], f"{images}/{FRONTIER}"),
         *qsilk_report.section(parts["qsilk"], parts["real"], sheets),
+        *quantization_report.section(quantized, [f"{images}/{name}" for name in quantization_report.IMAGES]),
         *_precision(parts),
         *_method(parts),
     ]
@@ -48,18 +52,18 @@ def _head(parts: dict[str, Part], command: str) -> Iterator[str]:
     main = parts["samg"].stored[0]["about"]
     seconds = sum(
         statistics.median(part.values(row, "seconds")) * part.seeds
-        for part in (parts["samg"], parts["qsilk"])
+        for part in (parts[name] for name in ("samg", "qsilk", *QUANTIZED))
         for row in part.names
     )
     yield "# What the methods do to pictures, measured"
     yield (
-        f"Written by `{command}`; no number here is copied by hand. {main['samples']} samples for each seed and row, {parts['samg'].seeds} seeds, "
+        f"Written by `{command}`; no number here is copied by hand. {main['samples']} samples for each seed and row unless it says otherwise, {parts['samg'].seeds} seeds, "
         f"{' to '.join(sorted({dates[0], dates[-1]}))}, on {'; '.join(machines)}; torch {main['torch']}, ComfyUI {main['comfyui']}'s network classes, the network "
         f"in {main['precision']}; the runs take about {seconds / 60:.0f} minutes of one core."
     )
     yield (
-        "The model is the demo's: a flow model of 3.75 M parameters that draws coloured letters, 64 x 64 pixels, latents of 16 x 16 x 16. **It is a toy. Read signs and orders of "
-        "magnitude, not percentages**, and expect other models to differ. How it was measured, and what that can and cannot show, is at the end."
+        "The model is the demo's: a flow model of 3.75 M parameters that draws coloured letters, 64 x 64 pixels, latents of 16 x 16 x 16; for quantization also its twin that predicts eps. "
+        "**They are toys. Read signs and orders of magnitude, not percentages**, and expect other models to differ. How it was measured, and what that can and cannot show, is at the end."
     )
 
 

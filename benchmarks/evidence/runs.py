@@ -87,15 +87,14 @@ def make(part: str, cells: Iterable[Cell], start: model.Seed, judge: Judge, resu
         print(f"{part}, seed {start.seed}: {cell.name} ({seconds:.0f} s)", flush=True)
 
 
-def about(samples: int, seed: int, precision: str) -> dict:
+def about(samples: int, seed: int, precision: str, weights: Path = model.recognise.train.OUTPUT) -> dict:
     import comfyui_version  # on the path once the network is built
 
-    weights = hashlib.sha256(model.recognise.train.OUTPUT.read_bytes()).hexdigest()
     return {
         "samples": samples,
         "seed": seed,
         "precision": precision,
-        "model": weights[:16],
+        "model": hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
         "torch": torch.__version__,
         "comfyui": comfyui_version.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),

@@ -1,0 +1,131 @@
+"""Calibration without a server: paired moments for Q-Drift, and moment matching's maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gimbal.calibration.moments import JointMoments, StateMoments, match
+from gimbal.calibration.provenance import Provenance
+from gimbal.calibration.state_map import StateMap
+from gimbal.calibration.statistics import QDriftStatistics
+from gimbal.core.plan import Plan
+from gimbal.core.solvers import run
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Map = tuple[Tensor, Tensor]  # scale and shift, (C,) each
+
+
+def statistics(plan: Plan, full: Denoise, quantized: Denoise, x: Tensor) -> QDriftStatistics:
+    """The moments of both models' outputs at the states of full precision's trajectory from x (Algorithm 1)."""
+    levels: list[float] = []
+    moments: list[JointMoments] = []
+
+    def paired(state: Tensor, sigma: Tensor) -> Tensor:
+        denoised, rounded = full(state, sigma), quantized(state, sigma)
+        level = float(sigma[0])
+        part = JointMoments(x.shape[1])
+        part.update((state - rounded) / level, (denoised - rounded) / level)
+        levels.append(level)
+        moments.append(part)
+        return denoised
+
+    run(plan, paired, x)
+    # What a file would say of them; nothing here reads it.
+    about = Provenance(
+        path=plan.path,
+        latent_channels=x.shape[1],
+        latent_format="",
+        cfg=1.0,
+        steps=len(plan.steps),
+        runs=1,
+        seeds=(0,),
+    )
+    return QDriftStatistics.from_runs(levels, [moments], about)
+
+
+def gain_inversion(statistics: QDriftStatistics) -> Callable[[float], tuple[Tensor, Tensor, Tensor]]:
+    """METHODS 4.1's regression turned round, as `make_plan` takes a bias: eps_hat = a + g eps + noise, so that
+    (eps_hat - a) / g takes the place of eps_hat. There that is slope 1 - 1/g and offset a/g."""
+
+    def terms(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        index = int((statistics.sigma.log() - math.log(sigma)).abs().argmin())
+        moments = statistics.moments(index)
+        square, product, error = moments.m2
+        gain = (square - product) / (
+            square - 2 * product + error
+        )  # Cov(eps_hat, eps) / Var(eps), eps = eps_hat - delta
+        mean_hat, mean_error = moments.mean
+        start = mean_hat - gain * (mean_hat - mean_error)
+        return 1 - 1 / gain, torch.zeros_like(gain), start / gain
+
+    return terms
+
+
+def conditional_mean(statistics: QDriftStatistics) -> Callable[[float], tuple[Tensor, Tensor, Tensor]]:
+    """The bias correction of D2-DPM (METHODS 4.1), as `make_plan` takes it."""
+
+    def terms(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        slope = statistics.slope(sigma)
+        return slope, torch.zeros_like(slope), statistics.intercept(sigma)
+
+    return terms
+
+
+def state_maps(full_plan: Plan, plan: Plan, full: Denoise, quantized: Denoise, x: Tensor) -> list[Map]:
+    """Closed loop (METHODS 4.3): after each step the quantized runs, all at once, are mapped onto full precision's mean
+    and deviation per channel, and go on from there. plan: of the quantized runs, with Q-Drift's gains or without."""
+    wanted: list[StateMoments] = []
+    maps: list[Map] = []
+
+    def measure(step: int, state: Tensor) -> Tensor:
+        wanted.append(_moments(state))
+        return state
+
+    def fit(step: int, state: Tensor) -> Tensor:
+        maps.append(match(wanted[step], _moments(state)))
+        return mapped(state, maps[-1])
+
+    run(full_plan, full, x, after_step=measure)
+    run(plan, quantized, x, after_step=fit)
+    return maps
+
+
+def shared_out(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float]) -> list[Map]:
+    """Maps of one schedule for another, as the pack does it: by the share of each calibrated step that a step covers."""
+    stored = StateMap(
+        sigmas[0], torch.tensor(sigmas[1:]).double(), *(torch.stack(part) for part in zip(*maps, strict=True))
+    )
+    return [stored.between(high, low) for high, low in pairwise(others)]
+
+
+def interpolated(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float]) -> list[Map]:
+    """The naive way: each step's map is that of the calibrated step that ends there, linear in log sigma between."""
+    ends = [math.log(sigma) for sigma in sigmas[1:-1]]
+
+    def at(sigma: float) -> Map:
+        if sigma == 0.0:
+            return maps[-1]
+        place = min(max(math.log(sigma), ends[-1]), ends[0])
+        after = next(i for i, end in enumerate(ends) if end <= place)
+        before = max(after - 1, 0)
+        width = ends[before] - ends[after]
+        share = (ends[before] - place) / width if width else 0.0
+        return tuple(torch.lerp(a, b, share) for a, b in zip(maps[before], maps[after], strict=True))
+
+    return [at(sigma) for sigma in others[1:]]
+
+
+def mapped(state: Tensor, pair: Map) -> Tensor:
+    scale, shift = (part.to(state.dtype).view(-1, *[1] * (state.ndim - 2)) for part in pair)
+    return state * scale + shift
+
+
+def _moments(state: Tensor) -> StateMoments:
+    found = StateMoments(state.shape[1])
+    found.update(state)
+    return found

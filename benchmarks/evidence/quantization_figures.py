@@ -1,0 +1,67 @@
+"""The plot and the contact sheets of the sections on quantized models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
+
+from gimbal_demo.sheet import contact_sheet
+
+from . import quantization as q
+from .figures import COLUMNS, GRID, PAPER, as_images, save
+from .formats import HEAVY, MILD
+from .quantization_report import TITLES, Quantized
+
+STYLES = {
+    q.DRIFT: ("#0369a1", "o"),
+    q.PAPER: ("#c2410c", "s"),
+    q.GAIN: ("#a16207", "^"),
+    q.MOMENTS: ("#4d7c0f", "D"),
+    q.BOTH: ("#7e22ce", "x"),
+}
+MEASURES = {"full_features": "FD features", "mse": "MSE"}
+SHOWN = (q.DRIFT, q.MOMENTS)  # in the sheets, below full precision and plain quantization
+SHEET_FORMAT = HEAVY[0]
+
+
+def plot(found: Quantized, path: Path) -> None:
+    """By format: each correction's distance to full precision as a multiple of plain quantization's."""
+    settings = found.settings()
+    size = (4.1 * len(settings), 6.6)
+    figure, axes = plt.subplots(
+        2, len(settings), figsize=size, facecolor=PAPER, layout="constrained", sharey=True, sharex="row", squeeze=False
+    )
+    forms = (*HEAVY, *MILD, q.NOISE)
+    for row, (measure, label) in enumerate(MEASURES.items()):
+        for axis, setting in zip(axes[row], settings, strict=True):
+            for height, form in enumerate(reversed(forms)):
+                for offset, (method, (colour, marker)) in enumerate(STYLES.items()):
+                    ratio = found.ratios([(setting, form)], method, q.PLAIN, measure)
+                    y = height + 0.12 * (len(STYLES) / 2 - offset)
+                    axis.plot(ratio, [y] * len(ratio), color=colour, marker=marker, linestyle="none", markersize=5)
+            axis.axvline(1.0, color="#1c1c1e", linewidth=0.8)
+            axis.set(xscale="log", facecolor=PAPER, xlabel=f"{label} to full precision, quantized = 1")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_yticks(range(len(forms)), [form.name for form in reversed(forms)])
+            axis.grid(color=GRID, linewidth=0.6, which="both")
+            axis.set_axisbelow(True)
+            if row == 0:
+                axis.set_title(TITLES[setting.kind, setting.solver], fontsize=10)
+    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in STYLES.values()]
+    figure.legend(handles, list(STYLES), loc="outside lower center", ncols=len(STYLES), fontsize=9, frameon=False)
+    figure.suptitle("Left of 1: nearer to full precision than the uncorrected quantized model", fontsize=11)
+    figure.savefig(path, dpi=100, facecolor=PAPER)
+    plt.close(figure)
+
+
+def sheet(models: q.Models, path: Path) -> None:
+    """Full precision, quantized, corrected: the first samples of seed 0, each class once; Euler."""
+    setting = q.SETTINGS[models.full.kind][0]
+    trial = q.Trial(models, setting, SHEET_FORMAT, COLUMNS, 0)
+    bands = {q.FULL: trial.sample(full=True), SHEET_FORMAT.name: trial.sample()}
+    bands |= {f"{SHEET_FORMAT.name} | {method}": q.METHODS[method](None, trial) for method in SHOWN}
+    title = f"{TITLES[setting.kind, setting.solver]}: the first {COLUMNS} samples of seed 0 in every row"
+    save(contact_sheet([as_images(each) for each in bands.values()], list(bands), title, COLUMNS), path)

@@ -1,0 +1,83 @@
+"""The demo's two models as ComfyUI samples them: a guided prediction at a noise level, and the noise levels themselves."""
+
+from __future__ import annotations
+
+import math
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .model import ROOT, conditioning, latent, letters, recognise
+
+BATCH = 48  # samples in one call of the network, each with and without its class
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model, or a quantized form of it.
+
+    kind: "flow" (velocity) or "eps". path: as gimbal.core.solvers calls it. sampling: ComfyUI's, the noise levels.
+    """
+
+    kind: str
+    path: str
+    network: nn.Module
+    sampling: nn.Module
+    dtype: torch.dtype
+
+    def other(self, **changes: object) -> Subject:
+        made = copy(self)
+        for name, value in changes.items():
+            object.__setattr__(made, name, value)
+        return made
+
+    def output(self, x: Tensor, sigma: float, labels: Tensor, cfg: float) -> Tensor:
+        """Guided velocity or eps (N, C, h, w), float32, which is (x - denoised) / sigma for both."""
+        parts = zip(x.split(BATCH), labels.split(BATCH), strict=True)
+        return torch.cat([self._guided(part, sigma, classes, cfg) for part, classes in parts])
+
+    def _guided(self, x: Tensor, sigma: float, labels: Tensor, cfg: float) -> Tensor:
+        context, pooled = conditioning.codes(torch.cat([labels, torch.full_like(labels, -1)]))
+        scale = 1.0 if self.path == "flow" else (1.0 + sigma**2) ** -0.5
+        level = self.sampling.timestep(torch.full((2 * len(x),), sigma)).float()
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+            both = self.network(torch.cat([x, x]) * scale, level, context=context, y=pooled)
+        cond, uncond = both.float().chunk(2)
+        return torch.lerp(uncond, cond, cfg)
+
+    def sigmas(self, scheduler: str, steps: int) -> list[float]:
+        """ComfyUI's schedule: steps + 1 noise levels down to 0."""
+        from comfy.samplers import calculate_sigmas
+
+        return calculate_sigmas(self.sampling, scheduler, steps).tolist()
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """The state at the highest noise level, as ComfyUI makes it of standard normal noise."""
+        return noise if self.path == "flow" else noise * math.sqrt(1.0 + sigma**2)
+
+
+def load(kind: str, comfyui: Path, precision: str) -> Subject:
+    """The demo model of this kind."""
+    network = recognise.load_network(comfyui, weights(kind))
+    from comfy.model_sampling import ModelSamplingDiscrete, ModelSamplingDiscreteFlow
+
+    dtype = getattr(torch, precision)
+    if kind == "flow":
+        sampling = ModelSamplingDiscreteFlow()
+        sampling.set_parameters(shift=3.0)
+        return Subject(kind, "flow", network, sampling, dtype)
+    return Subject(kind, "ve", network, ModelSamplingDiscrete(), dtype)
+
+
+def weights(kind: str) -> Path:
+    names = {"flow": "gimbal_letters_fp16", "eps": "gimbal_letters_eps_fp16"}
+    return ROOT / "demo" / "models" / f"{names[kind]}.safetensors"
+
+
+def noise(count: int, seed: int) -> Tensor:
+    """(count, C, h, w). A longer draw of a seed does not begin with a shorter one."""
+    side = letters.SIZE // latent.BLOCK
+    return torch.randn(count, latent.CHANNELS, side, side, generator=torch.Generator().manual_seed(seed))
