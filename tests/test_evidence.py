@@ -116,6 +116,15 @@ def test_results_are_paired_by_seed_and_rows_that_a_seed_lacks_left_out(tmp_path
     assert part.change("ours", "plain", "fd").mean == pytest.approx(-0.75)
 
 
+def test_change_as_a_factor_is_the_mean_of_logarithms(tmp_path):
+    """Half and an eighth of the base: a quarter, by the geometric mean; 2 ln 2 either side is the error ln 2."""
+    for seed, ours in enumerate([0.5, 0.125]):
+        rows = {"plain": {"mse": 1.0}, "ours": {"mse": ours}}
+        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
+    change = table.Part(tmp_path, "part").log_change("ours", "plain", "mse")
+    assert (math.exp(change.mean), change.error) == pytest.approx((0.25, math.log(2)))
+
+
 def test_change_against_a_curve_seed_by_seed_and_pooled(tmp_path):
     """Curves y = 10 x + seed, rows 0.5 above them: both ways 0.5, without error, and nothing where no curve is."""
     for seed in range(3):

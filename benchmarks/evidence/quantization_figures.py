@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from gimbal_demo.sheet import contact_sheet
 
@@ -27,7 +28,7 @@ SHEET_FORMAT = HEAVY[0]
 
 
 def plot(found: Quantized, path: Path) -> None:
-    """By format: each correction's distance to full precision as a multiple of plain quantization's."""
+    """By format: each correction's distance to full precision as a multiple of plain quantization's, with its standard error."""
     settings = found.settings()
     size = (4.1 * len(settings), 6.6)
     figure, axes = plt.subplots(
@@ -38,11 +39,14 @@ def plot(found: Quantized, path: Path) -> None:
         for axis, setting in zip(axes[row], settings, strict=True):
             for height, form in enumerate(reversed(forms)):
                 for offset, (method, (colour, marker)) in enumerate(STYLES.items()):
-                    ratio = found.ratios([(setting, form)], method, q.PLAIN, measure)
-                    y = height + 0.12 * (len(STYLES) / 2 - offset)
-                    axis.plot(ratio, [y] * len(ratio), color=colour, marker=marker, linestyle="none", markersize=5)
+                    y = height + 0.14 * (len(STYLES) / 2 - offset)
+                    for change in found.changes([(setting, form)], method, q.PLAIN, measure):
+                        ends = [math.exp(change.mean + side * change.error) for side in (-1, 1)]
+                        axis.plot(ends, [y, y], color=colour, linewidth=1)
+                        axis.plot(math.exp(change.mean), y, color=colour, marker=marker, markersize=5)
             axis.axvline(1.0, color="#1c1c1e", linewidth=0.8)
             axis.set(xscale="log", facecolor=PAPER, xlabel=f"{label} to full precision, quantized = 1")
+            axis.xaxis.set_major_locator(LogLocator(base=2))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_yticks(range(len(forms)), [form.name for form in reversed(forms)])

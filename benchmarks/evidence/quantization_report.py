@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from . import quantization as q
 from .formats import HEAVY, MILD, Format
 from .metrics import Estimate
 from .quantization import Setting
-from .table import Part, difference, markdown, plus_minus, tally
+from .table import Part, markdown, plus_minus, tally
 
 # Against the full-precision samples from the same noise.
 NEAR = {"full_features": "FD features", "full_pixels": "FD pixels", "mse": "MSE"}
@@ -33,29 +34,14 @@ class Quantized:
     def settings(self) -> list[Setting]:
         return [s for kind in ("eps", "flow") for s in q.SETTINGS[kind] if f"quantized-{kind}" in self.parts]
 
-    def has(self, setting: Setting, form: Format, method: str) -> bool:
-        return q.name(setting, form, method) in self.main(setting)
-
-    def change(self, setting: Setting, form: Format, method: str, base: str, measure: str) -> Estimate:
-        names = (q.name(setting, form, each) for each in (method, base))
-        return self.main(setting).change(*names, measure)
-
     def changes(self, cells: Cells, method: str, base: str, measure: str) -> list[Estimate]:
-        return [
-            self.change(setting, form, method, base, measure)
-            for setting, form in cells
-            if self.has(setting, form, method) and self.has(setting, form, base)
-        ]
-
-    def ratios(self, cells: Cells, method: str, base: str, measure: str) -> list[float]:
-        """Mean by mean, where base has a distance at all."""
+        """Of the logarithm of the distance, where both rows are there."""
         found = []
         for setting, form in cells:
-            if self.has(setting, form, method) and self.has(setting, form, base):
-                ours, theirs = (
-                    self.main(setting).mean(q.name(setting, form, each), measure).mean for each in (method, base)
-                )
-                found.append(ours / theirs)
+            names = [q.name(setting, form, each) for each in (method, base)]
+            part = self.main(setting)
+            if all(name in part for name in names):
+                found.append(part.log_change(*names, measure))
         return found
 
     def grid(self, forms: Sequence[Format], settings: Sequence[Setting] | None = None) -> list[tuple[Setting, Format]]:
@@ -85,7 +71,7 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
     )
     yield "\n".join(
         [
-            "- **quantized**: nothing is corrected. Every word below is against this row, paired by seed, by the 95 % t interval.",
+            "- **quantized**: nothing is corrected. Every word below is against this row, paired by seed: the factor between the two (geometric mean over seeds), its 95 % t interval, a word.",
             "- **drift**: Q-Drift (arXiv 2603.18095) per channel, rule `auto`: the paper's Eq. 22 for Euler on eps, *marginal* for the flow model, *accumulated* for DPM-Solver++(2M). **rule paper**: as printed, which scales the "
             "velocity on flow (Eq. 27) and sums squared weights step by step for a multistep solver (Eq. 37). **scalar**: one gain for all channels.",
             "- **moments**: moment matching, ours: after each step the state gets full precision's mean and deviation per channel. **both**: moment matching found and used with Q-Drift on.",
@@ -143,6 +129,14 @@ def transfer_table(part: Part, kind: str) -> str:
     return markdown(["used at", "method", *_header()], rows)
 
 
+def times(change: Estimate) -> str:
+    """A change of the logarithm as a factor, its interval and a word."""
+    mean, low, high = (
+        math.exp(value) for value in (change.mean, change.mean - change.half, change.mean + change.half)
+    )
+    return f"x {mean:.3g} [{low:.3g}, {high:.3g}] **{change.word}**"
+
+
 def _header() -> list[str]:
     pairs = [text for label in NEAR.values() for text in (f"{label} to full precision", "change")]
     return [*pairs, "accuracy, %", "FD features to real", "FD pixels to real", "std / real"]
@@ -155,8 +149,7 @@ def _cells(part: Part, row: str, base: str) -> list[str]:
             cells += ["", ""]
             continue
         cells.append(plus_minus(part.mean(row, measure)))
-        change = part.change(row, base, measure)
-        cells.append("" if row == base else f"{difference(change)} **{change.word}**")
+        cells.append("" if row == base else times(part.log_change(row, base, measure)))
     cells.append(plus_minus(part.mean(row, "accuracy"), percent=True).removesuffix(" %"))
     return cells + [plus_minus(part.mean(row, measure)) for measure in ("fd_features", "fd_pixels", "spread")]
 
@@ -164,37 +157,35 @@ def _cells(part: Part, row: str, base: str) -> list[str]:
 def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
     """A question, what is found, a verdict by fixed rules."""
     everywhere, heavy, mild = found.settings(), found.grid(HEAVY), found.grid(MILD)
-    low = [(s, HEAVY[1]) for s in everywhere]
-    plain = [(s, f) for s, f in heavy if f is not HEAVY[1]]
-    yield _finding(found, "Q-Drift with simple rounding, W3A4 and W4A4", plain, q.DRIFT, q.PLAIN)
-    yield _finding(found, "Q-Drift with a low-rank branch, W3A4", low, q.DRIFT, q.PLAIN)
-    yield _finding(found, "Q-Drift in mild formats", mild, q.DRIFT, q.PLAIN)
-    yield _finding(
-        found, "Q-Drift against white noise, where the theory must win", found.grid([q.NOISE]), q.DRIFT, q.PLAIN
-    )
-    dpm = found.grid(HEAVY, [s for s in everywhere if s.solver == "dpmpp_2m"])
-    flow = found.grid(HEAVY, [s for s in everywhere if s.kind == "flow"])
-    if dpm:
-        yield _finding(found, "DPM-Solver++(2M): rule `paper` (Eq. 37) against `accumulated`", dpm, q.PAPER, q.DRIFT)
-    if flow:
-        yield _finding(
-            found, "Flow: rule `paper` (Eq. 27, scales the velocity) against `marginal`", flow, q.PAPER, q.DRIFT
-        )
-    ablated = found.grid([q.ABLATED])
-    yield _finding(found, f"Q-Drift per channel against scalar, {q.ABLATED.name}", ablated, q.DRIFT, q.SCALAR)
-    yield _finding(
-        found, f"Q-Drift from {q.RUNS} runs against {q.MANY}, {q.ABLATED.name}", ablated, q.DRIFT, q.MANY_DRIFT
-    )
-    yield _finding(found, f"Bias correction, {q.ABLATED.name}", ablated, q.BIAS, q.PLAIN)
-    yield _finding(found, f"Bias correction, stochastic, {q.ABLATED.name}", ablated, q.STOCHASTIC, q.PLAIN)
-    yield _finding(found, "Gain inversion, W3A4 and W4A4", plain, q.GAIN, q.PLAIN)
-    yield _finding(found, "Gain inversion with a low-rank branch, W3A4", low, q.GAIN, q.PLAIN)
-    yield _finding(found, "Moment matching, W3A4 and W4A4", plain, q.MOMENTS, q.PLAIN)
-    yield _finding(found, "Moment matching with a low-rank branch, W3A4", low, q.MOMENTS, q.PLAIN)
-    yield _finding(found, "Moment matching in mild formats", mild, q.MOMENTS, q.PLAIN)
-    runs = f"Moment matching from {q.RUNS} runs against {q.MANY}, {q.ABLATED.name}"
-    yield _finding(found, runs, ablated, q.MOMENTS, q.MANY_MOMENTS)
-    yield _finding(found, "Both against moment matching alone", heavy, q.BOTH, q.MOMENTS)
+    ablated, noise = found.grid([q.ABLATED]), found.grid([q.NOISE])
+    low = found.grid([HEAVY[1]])
+    plain = [cell for cell in heavy if cell not in low]
+    dpm = found.grid(HEAVY, [setting for setting in everywhere if setting.solver == "dpmpp_2m"])
+    flow = found.grid(HEAVY, [setting for setting in everywhere if setting.kind == "flow"])
+    kinds = {kind: [cell for cell in plain if cell[0].kind == kind] for kind in ("eps", "flow")}
+    simple, branch = "simple rounding to W3A4 and W4A4", "W3A4 with a low-rank branch"
+    rows = [
+        *[(f"Q-Drift, {kind}, {simple}", cells, q.DRIFT, q.PLAIN) for kind, cells in kinds.items()],
+        (f"Q-Drift, {branch}", low, q.DRIFT, q.PLAIN),
+        ("Q-Drift, mild formats", mild, q.DRIFT, q.PLAIN),
+        ("Q-Drift, white noise, where the theory must win", noise, q.DRIFT, q.PLAIN),
+        ("The same, rule `paper` on flow and DPM-Solver++(2M)", noise, q.PAPER, q.PLAIN),
+        ("DPM-Solver++(2M): rule `paper` (Eq. 37) against `accumulated`", dpm, q.PAPER, q.DRIFT),
+        ("Flow: rule `paper` (Eq. 27, scales the velocity) against `marginal`", flow, q.PAPER, q.DRIFT),
+        (f"Q-Drift per channel against scalar, {q.ABLATED.name}", ablated, q.DRIFT, q.SCALAR),
+        (f"Q-Drift from {q.RUNS} runs against {q.MANY}, {q.ABLATED.name}", ablated, q.DRIFT, q.MANY_DRIFT),
+        (f"Bias correction, {q.ABLATED.name}", ablated, q.BIAS, q.PLAIN),
+        (f"Bias correction, stochastic, {q.ABLATED.name}", ablated, q.STOCHASTIC, q.PLAIN),
+        *[(f"Gain inversion, {kind}, {simple}", cells, q.GAIN, q.PLAIN) for kind, cells in kinds.items()],
+        (f"Gain inversion, {branch}", low, q.GAIN, q.PLAIN),
+        *[(f"Moment matching, {kind}, {simple}", cells, q.MOMENTS, q.PLAIN) for kind, cells in kinds.items()],
+        (f"Moment matching, {branch}", low, q.MOMENTS, q.PLAIN),
+        ("Moment matching, mild formats", mild, q.MOMENTS, q.PLAIN),
+        (f"Moment matching from {q.RUNS} runs against {q.MANY}, {q.ABLATED.name}", ablated, q.MOMENTS, q.MANY_MOMENTS),
+        ("Both against moment matching alone", heavy, q.BOTH, q.MOMENTS),
+    ]
+    for row in rows:
+        yield _finding(found, *row)
     yield from _transfers(found)
 
 
@@ -203,16 +194,15 @@ def _finding(found: Quantized, what: str, cells: Cells, method: str, base: str) 
     changes = {measure: found.changes(cells, method, base, measure) for measure in NEAR}
     texts = []
     for measure, label in NEAR.items():
-        ratios = found.ratios(cells, method, base, measure)
-        texts.append(f"{label} x {_range(ratios)} ({tally(changes[measure])})")
+        texts.append(f"{label} {_range(changes[measure])} ({tally(changes[measure])})")
     return what, "; ".join(texts), _verdict([value for values in changes.values() for value in values])
 
 
-def _range(ratios: list[float]) -> str:
-    if not ratios:
+def _range(changes: list[Estimate]) -> str:
+    if not changes:
         return "-"
-    low, high = (f"{value:.3g}" for value in (min(ratios), max(ratios)))
-    return low if low == high else f"{low} to {high}"
+    low, high = (f"{math.exp(value):.2g}" for value in (min(v.mean for v in changes), max(v.mean for v in changes)))
+    return f"x {low}" if low == high else f"x {low} to {high}"
 
 
 def _verdict(values: list[Estimate]) -> str:
@@ -243,10 +233,9 @@ def _transfers(found: Quantized) -> Iterator[tuple[str, str, str]]:
                 base = q.name(cell.setting, cell.form, against)
                 if cell.method != method or cell.name not in part or base not in part:
                     continue
-                changes = [part.change(cell.name, base, measure) for measure in NEAR]
-                ratios = [part.mean(cell.name, m).mean / part.mean(base, m).mean for m in NEAR]
+                changes = [part.log_change(cell.name, base, measure) for measure in NEAR]
                 values += changes
-                shown = ", ".join(f"{ratio:.3g} {value.word}" for ratio, value in zip(ratios, changes, strict=True))
+                shown = ", ".join(f"{math.exp(value.mean):.2g} {value.word}" for value in changes)
                 texts.append(f"{kind}, {cell.setting.steps} steps, {cell.setting.scheduler}: x {shown}")
         if values:
             what = {q.SHARED: "on another schedule, shared out", q.SAME: "of guidance 3 at 5"}.get(method, method)

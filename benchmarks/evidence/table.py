@@ -35,6 +35,10 @@ class Part:
         """Paired by seed."""
         return paired(self.values(row, measure), self.values(base, measure))
 
+    def log_change(self, row: str, base: str, measure: str) -> Estimate:
+        """Paired by seed, of the measure's logarithm."""
+        return paired(*([math.log(value) for value in self.values(name, measure)] for name in (row, base)))
+
     def against_curve(self, row: str, curve: Sequence[str], axis: str, measure: str, log: bool = False) -> Estimate:
         """row minus the curve through the rows of `curve`, at row's own value of axis; over the seeds that have it.
 
