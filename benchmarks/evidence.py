@@ -144,6 +144,8 @@ def measure_quantized(options: argparse.Namespace, part: str, seeds: list[int], 
     cells, kind = QUANTIZED[part]
     samples = options.samples or (FULL_QUANTIZED if options.full else QUICK_QUANTIZED)
     chosen = [cell for cell in cells(kind) if options.full or cell.quick]
+    if not chosen:
+        return
     models = quantization.Models(subjects.load(kind, options.comfyui, precision))
     critic = judge.load(KEPT)
     for seed in seeds:

@@ -117,7 +117,7 @@ def test_results_are_paired_by_seed_and_rows_that_a_seed_lacks_left_out(tmp_path
 
 
 def test_change_as_a_factor_is_the_mean_of_logarithms(tmp_path):
-    """Half and an eighth of the base: a quarter, by the geometric mean; 2 ln 2 either side is the error ln 2."""
+    """Half and an eighth of the base: a quarter, the logarithms ln 2 either side of its own."""
     for seed, ours in enumerate([0.5, 0.125]):
         rows = {"plain": {"mse": 1.0}, "ours": {"mse": ours}}
         (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
