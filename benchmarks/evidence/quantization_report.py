@@ -86,6 +86,7 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
         "Here distances are to the *full-precision samples of the same noise*, first of all: a distance to real pictures rewards whatever happens to change contrast the right way. "
         f"As so few samples say little of many components, they are those of the first {q.COMPONENTS} principal components of either space."
     )
+    yield _overall(found)
     yield f"![What each correction does to the distance from full precision]({images[0]})"
     yield from (f"![Contact sheet]({image})" for image in images[1:])
     for setting in found.settings():
@@ -103,6 +104,18 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
         for name in transfers:
             yield f"**{name.partition('-')[2]} model**"
             yield transfer_table(found.parts[name], name.partition("-")[2])
+
+
+def _overall(found: Quantized) -> str:
+    shown = []
+    for method in (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH):
+        cells = found.grid((*HEAVY, *MILD))
+        changes = [value for measure in NEAR for value in found.changes(cells, method, q.PLAIN, measure)]
+        shown.append(f"*{method}*: {tally(changes)} of {len(changes)}")
+    return (
+        "**Found here**, against the uncorrected quantized model, over models, samplers, formats and the three measures of distance to full precision (real quantization only, without the white noise): "
+        f"{'; '.join(shown)}."
+    )
 
 
 def table(found: Quantized, setting: Setting) -> str:
