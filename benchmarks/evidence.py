@@ -43,6 +43,7 @@ QUANTIZED = dict(
     zip(report.QUANTIZED, itertools.product(quantization.PARTS.values(), quantization.SETTINGS), strict=True)
 )
 SEEDS, QUICK, FULL = 5, 50, 160
+MORE_SEEDS = 7  # of the main rows of quantized models, with --full
 QUICK_QUANTIZED, FULL_QUANTIZED = 20, 24  # samples of quantized models: more rows, differences within pairs
 
 
@@ -51,7 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout, for its network classes")
     parser.add_argument("--full", action="store_true", help="more samples; results and report where git keeps them")
     parser.add_argument("--samples", type=int, help=f"for each seed and row (default {QUICK}, with --full {FULL})")
-    parser.add_argument("--seeds", default=",".join(map(str, range(SEEDS))), help="comma-separated")
+    parser.add_argument(
+        "--seeds", default=",".join(map(str, range(MORE_SEEDS))), help="comma-separated, of those a part has"
+    )
     parser.add_argument("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -80,7 +83,7 @@ def main() -> int:
         precision = runs.stored_precision(folder) or fastest_precision()
     network = model.Network(options.comfyui, precision)
     with torch.inference_mode():
-        for seed in seeds:
+        for seed in sorted({*seeds} & {*range(SEEDS)}):
             measure(options, network, samples, seed, precision, folder)
         for part in QUANTIZED:
             if options.part in (None, part):
@@ -148,7 +151,8 @@ def measure_quantized(options: argparse.Namespace, part: str, seeds: list[int], 
         return
     models = quantization.Models(subjects.load(kind, options.comfyui, precision))
     critic = judge.load(KEPT)
-    for seed in seeds:
+    main = options.full and cells is quantization.cells
+    for seed in sorted({*seeds} & {*range(MORE_SEEDS if main else SEEDS)}):
         about = runs.about(samples, seed, precision, subjects.weights(kind))
         results = runs.Results(folder / f"{part}-seed{seed}.json", about)
         quantization.make(part, chosen, quantization.Bench(models, samples, seed, critic), results)

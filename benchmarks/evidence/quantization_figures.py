@@ -23,7 +23,7 @@ STYLES = {
     q.BOTH: ("#7e22ce", "x"),
 }
 MEASURES = {"full_features": "FD features", "mse": "MSE"}
-SHOWN = (q.DRIFT, q.MOMENTS)  # in the sheets, below full precision and plain quantization
+SHOWN = (q.DRIFT, q.MOMENTS, q.MANY_MOMENTS)  # in the sheets, below full precision and plain quantization
 SHEET_FORMAT = HEAVY[0]
 
 

@@ -62,9 +62,10 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
     if not found.parts:
         return
     yield "## Quantized models, plain and corrected"
-    about = next(iter(found.parts.values())).stored[0]["about"]
+    main = found.main(found.settings()[0])
+    about = main.stored[0]["about"]
     yield (
-        f"{about['samples']} samples for each seed and row, 20 steps, guidance 3. Two models of one size, taught the same pictures: the flow model, on ComfyUI's *simple* schedule, and "
+        f"{about['samples']} samples for each seed and row, {main.seeds} seeds, 20 steps, guidance 3. Two models of one size, taught the same pictures: the flow model, on ComfyUI's *simple* schedule, and "
         "the demo's eps model, on *karras*. Formats are simulated as the node *Simulate Quantization* does at its defaults: weights (W) and activations (A) of the blocks' linear layers rounded to so many bits, "
         "in groups of 64 weights and by token, with a low-rank branch where it says *rank*; *GGUF Q4_0* rounds the same layers' weights in blocks of 32, *fp8* casts all weights. "
         "W8A8 ran in float32, and is compared with full precision in float32; everything else has bfloat16 products."
@@ -97,7 +98,7 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
         yield "### Moment matching's maps elsewhere than where they were found"
         home = q.SETTINGS["flow"][0]
         yield (
-            f"{q.TRANSFERRED.name}, Euler. *Own maps* are found where they are used. The others are found at {home.steps} steps, guidance {home.cfg:g} and the usual schedule. *Shared out*: the pack's rule, each "
+            f"{q.TRANSFERRED.name}, Euler, {found.parts[transfers[0]].seeds} seeds. *Own maps* are found where they are used. The others are found at {home.steps} steps, guidance {home.cfg:g} and the usual schedule. *Shared out*: the pack's rule, each "
             "calibrated step's map by the share of it that a step covers. *Interpolated*: the map of the calibrated step that ends at the same noise level, in log sigma between. "
             "*Maps of other classes*: found on the first five classes alone, used on the last five."
         )
