@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter
 
 from gimbal_demo.sheet import contact_sheet
 
@@ -22,6 +22,7 @@ STYLES = {
     q.MOMENTS: ("#4d7c0f", "D"),
     q.BOTH: ("#7e22ce", "x"),
 }
+TICKS = (0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6, 8)
 MEASURES = {"full_features": "FD features", "mse": "MSE"}
 SHOWN = (q.DRIFT, q.MOMENTS, q.MANY_MOMENTS)  # in the sheets, below full precision and plain quantization
 SHEET_FORMAT = HEAVY[0]
@@ -46,7 +47,7 @@ def plot(found: Quantized, path: Path) -> None:
                         axis.plot(math.exp(change.mean), y, color=colour, marker=marker, markersize=5)
             axis.axvline(1.0, color="#1c1c1e", linewidth=0.8)
             axis.set(xscale="log", facecolor=PAPER, xlabel=f"{label} to full precision, quantized = 1")
-            axis.xaxis.set_major_locator(LogLocator(base=2))
+            axis.xaxis.set_major_locator(FixedLocator(TICKS))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_yticks(range(len(forms)), [form.name for form in reversed(forms)])

@@ -66,8 +66,8 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
     main = found.main(found.settings()[0])
     about = main.stored[0]["about"]
     yield (
-        f"{about['samples']} samples for each seed and row, {main.seeds} seeds, 20 steps, guidance 3. Two models of one size, taught the same pictures: the flow model, on ComfyUI's *simple* schedule, and "
-        "the demo's eps model, on *karras*. Formats are simulated as the node *Simulate Quantization* does at its defaults: weights (W) and activations (A) of the blocks' linear layers rounded to so many bits, "
+        f"{about['samples']} samples for each seed and row, {main.seeds} seeds, 20 steps, guidance 3. Two models of one size: the flow model, on ComfyUI's *simple* schedule, and "
+        "the demo's eps model, on *karras*, which was taught by the flow model and so is nearly the same function in the other parameterisation. Formats are simulated as the node *Simulate Quantization* does at its defaults: weights (W) and activations (A) of the blocks' linear layers rounded to so many bits, "
         "in groups of 64 weights and by token, with a low-rank branch where it says *rank*; *GGUF Q4_0* rounds the same layers' weights in blocks of 32, *fp8* casts all weights. "
         "W8A8 ran in float32, and is compared with full precision in float32; everything else has bfloat16 products."
     )
@@ -90,7 +90,8 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
     )
     yield _overall(found)
     yield (
-        "No row is left out, and none was changed after it had been seen. Decided on after a look: that changes are told as factors (two seeds of the flow model), and two seeds more than the five planned (five seeds of all rows). "
+        "No row is left out. Decided on after a look: to save time, how few samples and components (a dozen rows of one seed of the flow model, with more samples, thrown away); that changes are told as factors (its first two "
+        "seeds); two seeds more than the five planned (all rows of five). "
         "With so few samples a row without a word may still have an effect; its interval says how large."
     )
     yield f"![What each correction does to the distance from full precision]({images[0]})"
