@@ -193,7 +193,8 @@ def test_calibrate_over_http_then_load(server, artefacts):
     about = found.provenance
     assert about.full_model == about.quantized_model == UNET and about.path == "flow"
     assert "float8_e4m3fn" in about.quantization and "float8" not in about.torch
-    assert not [file for file in path.parent.rglob("*") if file.is_file() and file != path]
+    left = [file for file in path.parent.rglob("*") if file.is_file() and file.parent != path.parent]
+    assert not left and not list(path.parent.glob(".*.tmp")), "nothing is kept for a resume"
     files = server.get("/object_info/GimbalQDriftLoad")["GimbalQDriftLoad"]["input"]["required"]["file"]
     assert "letters.safetensors" in json.dumps(files)
     loading = {
