@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -27,21 +25,21 @@ from ..calibration.moments import StateMoments
 from ..calibration.provenance import Provenance
 from ..calibration.residual import Residual
 from ..calibration.statistics import QDriftStatistics
-from ..calibration.trajectory import Call, InFolder, InMemory, Store, Trajectory
+from ..calibration.trajectory import Call, Store
 from ..calibration.trial import PLAIN, Trial, compared
 from ..core.plan import Plan
 from ..core.qdrift import doubles
 from . import _origin, _qdrift_folder
 from ._closed_loop import match_states
 from ._correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
+from ._recording import Progress, record_all, record_one, run_name
 from ._stages import Window
-from ._trajectory import Run, Schedule, final_state, record, replay
+from ._trajectory import Run, Schedule, final_state, replay
 from ._twins import Traits
 
 logger = logging.getLogger(__name__)
 
 ABSURD = 0.5  # relative error; no quantized model that works is beyond it at every sigma
-IN_MEMORY = 2 * 2**30  # bytes of trajectories that wait in memory; more wait in ComfyUI's temp folder
 DRIFT_ALONE, ALL = "drift", "drift and moments"
 CORRECTIONS = (ALL, DRIFT_ALONE)
 # What is tried on held-out runs.
@@ -49,29 +47,6 @@ CANDIDATES = {
     DRIFT_ALONE: ((PLAIN, 0.0), (DRIFT, 1.0)),
     ALL: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
 }
-
-
-class Progress:
-    """One bar over everything, and words on the node and in the log."""
-
-    def __init__(self, node: str, node_id: str | None, total: int):
-        self.node, self.node_id = node, node_id
-        self._bar = comfy.utils.ProgressBar(total)
-        self._done = 0
-
-    def say(self, words: str) -> None:
-        logger.info("%s: %s.", self.node, words)
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if self.node_id is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(words, self.node_id)
-
-    def at(self, part: int) -> None:
-        """This much of the present part is done."""
-        self._bar.update_absolute(self._done + part)
-
-    def end(self, part: int) -> None:
-        self._done += part
-        self.at(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +110,7 @@ class Calibration:
 
     def second_pass(self, store: Store) -> list[RunMoments]:
         for i, run in self._left():
-            self._measure(i, run, store.calls(name(run)), store.final(name(run)), store.length(name(run)))
+            self._measure(i, run, store.calls(run_name(run)), store.final(run_name(run)), store.length(run_name(run)))
         return self._results()
 
     def interleaved(self, store: Store) -> list[RunMoments]:
@@ -216,17 +191,17 @@ class Calibration:
             yield i, found
 
     def _path(self, run: Run) -> Path:
-        return self.folder / f"{name(run)}.partial"
+        return self.folder / f"{run_name(run)}.partial"
 
     def _fitted(self) -> str:
         """A name for the runs that maps are found on."""
-        return _origin.digest([name(run) for run in self.runs], self.aim.correction)
+        return _origin.digest([run_name(run) for run in self.runs], self.aim.correction)
 
     def _map_path(self, kind: str) -> Path:
         return self.folder / f"{kind}_{self._fitted()}.partial"
 
     def _trial_path(self, run: Run) -> Path:
-        return self.folder / f"trial_{self._fitted()}_{name(run)}.partial"
+        return self.folder / f"trial_{self._fitted()}_{run_name(run)}.partial"
 
     def _measure(self, i: int, run: Run, calls: Iterable[Call], final: Tensor, length: int) -> None:
         self.progress.say(f"Quantized, run {i + 1} of {len(self.runs)}: measuring its error")
@@ -281,7 +256,7 @@ class Calibration:
         path = self._trial_path(run)
         found = partial.load(path, {"measures": (len(candidates), 2)})
         if found is None:
-            full = store.final(name(run))
+            full = store.final(run_name(run))
             measures = []
             for candidate in candidates:
                 self.progress.say(f"Held-out run {i + 1} of {len(self.held_out)}: trying {candidate[0]}")
@@ -341,37 +316,6 @@ AS_CALIBRATED = {
     "unsupported": REFUSE,
     "window": Window(0.0, 1.0),
 }
-
-
-def record_all(
-    node: str, model: ModelPatcher, schedule: Schedule, runs: Sequence[Run], store: Store, progress: Progress
-) -> None:
-    """Full precision into the store, but for what it holds already."""
-    for i, run in enumerate(runs):
-        if store.holds(name(run)):
-            progress.end(schedule.steps)
-        else:
-            store.put(name(run), record_one(node, model, schedule, run, f"run {i + 1} of {len(runs)}", progress))
-
-
-def record_one(
-    node: str, model: ModelPatcher, schedule: Schedule, run: Run, which: str, progress: Progress
-) -> Trajectory:
-    progress.say(f"Full precision, {which}: recording")
-    found = record(node, model, schedule, run, progress.at)
-    progress.end(schedule.steps)
-    return found
-
-
-def name(run: Run) -> str:
-    return f"run_{_origin.digest(run.prompt, run.seed)}"
-
-
-def store_for(twins: Twins, schedule: Schedule, runs: Sequence[Run]) -> Store:
-    """Memory, or the temp folder for what is too large for it. Two tensors a call."""
-    positions = schedule.latent.numel() // schedule.latent.shape[1]
-    needed = 8 * positions * twins.traits.channels * schedule.steps * len(runs)
-    return InMemory() if needed <= IN_MEMORY else InFolder(_qdrift_folder.temporary_path(twins.full_key))
 
 
 def full_key(traits: Traits, identity: str, schedule: Schedule) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import _calibration, _finish, _origin, _qdrift_inputs
-from ._calibration import Aim, Calibration, Progress, Twins
+from ._calibration import Aim, Calibration, Twins
+from ._recording import Progress, store_for
 
 MODES = ("two passes", "interleaved")
 
@@ -78,7 +79,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         total = (runs + held_out + aim.model_runs(runs)) * schedule.steps
         progress = Progress(cls.NAME, _finish.unique_id(cls), total)
         calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
-        store = _calibration.store_for(twins, schedule, planned)
+        store = store_for(twins.full_key, full.channels, schedule, planned)
         results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved(store)
         output = _finish.finish(
             cls,

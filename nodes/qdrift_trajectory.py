@@ -9,7 +9,8 @@ from comfy_api.latest import io
 
 from ..calibration.trajectory import InFolder, read_header, write_header
 from . import _calibration, _finish, _origin, _qdrift_folder, _qdrift_inputs
-from ._calibration import Aim, Calibration, Progress, Twins
+from ._calibration import Aim, Calibration, Twins
+from ._recording import Progress, record_all, run_name
 from ._trajectory import Schedule
 from ._twins import Traits
 
@@ -75,7 +76,7 @@ class GimbalQDriftRecord(io.ComfyNode):
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
         progress = Progress(cls.NAME, _finish.unique_id(cls), len(planned) * schedule.steps)
-        _calibration.record_all(cls.NAME, full_model, schedule, planned, store, progress)
+        record_all(cls.NAME, full_model, schedule, planned, store, progress)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
 
@@ -134,7 +135,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 "what was connected when it was recorded."
             )
         store = InFolder(folder)
-        missing = [i + 1 for i, run in enumerate(planned) if not store.holds(_calibration.name(run))]
+        missing = [i + 1 for i, run in enumerate(planned) if not store.holds(run_name(run))]
         if missing:
             raise ValueError(
                 f"{cls.NAME}: trajectory {trajectory!r} lacks runs {missing} of {len(planned)}; queue Q-Drift Record "

@@ -75,14 +75,14 @@ def test_modes_agree_bit_for_bit(calibrate):
 
 
 def test_trajectories_may_wait_on_disk(calibrate, monkeypatch, tmp_path):
-    from gimbal.nodes import _calibration
+    from gimbal.nodes import _recording
 
     in_memory, _, _ = calibrate()
-    monkeypatch.setattr(_calibration, "IN_MEMORY", 0)
+    monkeypatch.setattr(_recording, "IN_MEMORY", 0)
     seen = []
-    stored = _calibration.InFolder.put
+    stored = _recording.InFolder.put
     monkeypatch.setattr(
-        _calibration.InFolder, "put", lambda self, run, found: [seen.append(run), stored(self, run, found)]
+        _recording.InFolder, "put", lambda self, run, found: [seen.append(run), stored(self, run, found)]
     )
     on_disk, _, _ = calibrate()
     assert len(seen) == 2
