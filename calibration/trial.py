@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# A correction must take this share off the samples' own error, in every run, to be advised;
+# To be advised a correction must lower the samples' own error in every run, by this share on the whole;
 CLEAR = 0.03
-# or this share off the distance of their statistics, where that is not small already, and leave the error as it is.
+# or the distance of their statistics, where that is not small already, and leave the error as it is.
 CLEAR_DISTANCE, WORTH_IT, UNCHANGED = 0.2, 0.01, 0.02
 PLAIN = "plain"
 

@@ -47,6 +47,16 @@ CANDIDATES = {
     DRIFT_ALONE: ((PLAIN, 0.0), (DRIFT, 1.0)),
     ALL: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
 }
+# How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
+AS_CALIBRATED = {
+    "strength": 1.0,
+    "channels": "scalar",
+    "rule": "auto",
+    "variance": "conditional",
+    "bias": "off",
+    "unsupported": REFUSE,
+    "window": Window(0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +181,12 @@ class Calibration:
         return [(i, run) for i, run in enumerate(self.runs) if i not in self.done]
 
     def _untried(self) -> list[Run]:
-        return [run for run in self.held_out if not self._trial_path(run).is_file()]
+        return [run for run in self.held_out if self._tried(run) is None]
+
+    def _tried(self, run: Run) -> list[list[float]] | None:
+        """What a held-out run gave before it was interrupted, (candidates, 2); None if there is nothing that can be used."""
+        found = partial.load(self._trial_path(run), {"measures": (len(CANDIDATES[self.aim.correction]), 2)})
+        return None if found is None else found["measures"].tolist()
 
     def _results(self) -> list[RunMoments]:
         return [self.done[i] for i in range(len(self.runs))]
@@ -253,20 +268,19 @@ class Calibration:
     def _try(self, i: int, run: Run, statistics: QDriftStatistics, store: Store) -> list[list[float]]:
         """(candidates, 2): error and distance."""
         candidates = CANDIDATES[self.aim.correction]
-        path = self._trial_path(run)
-        found = partial.load(path, {"measures": (len(candidates), 2)})
-        if found is None:
-            full = store.final(run_name(run))
-            measures = []
-            for candidate in candidates:
-                self.progress.say(f"Held-out run {i + 1} of {len(self.held_out)}: trying {candidate[0]}")
-                measures.append(compared(self._sampled(run, candidate, statistics), full))
-                self.progress.end(self.schedule.steps)
-            found = {"measures": torch.stack([doubles(pair) for pair in measures])}
-            partial.save(path, found)
-        else:
+        before = self._tried(run)
+        if before is not None:
             self.progress.end(self.schedule.steps * len(candidates))
-        return found["measures"].tolist()
+            return before
+        full = store.final(run_name(run))
+        measures = []
+        for candidate in candidates:
+            self.progress.say(f"Held-out run {i + 1} of {len(self.held_out)}: trying {candidate[0]}")
+            measures.append(compared(self._sampled(run, candidate, statistics), full))
+            self.progress.end(self.schedule.steps)
+        found = torch.stack([doubles(pair) for pair in measures])
+        partial.save(self._trial_path(run), {"measures": found})
+        return found.tolist()
 
     def _sampled(self, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
         sampler = comfy.samplers.sampler_object(self.schedule.sampler)
@@ -304,18 +318,6 @@ class Calibration:
                 "every step: most likely a quantized file that this ComfyUI cannot read, or another model. Sample "
                 "with it alone and look at the picture; update ComfyUI, or take another file."
             )
-
-
-# How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
-AS_CALIBRATED = {
-    "strength": 1.0,
-    "channels": "scalar",
-    "rule": "auto",
-    "variance": "conditional",
-    "bias": "off",
-    "unsupported": REFUSE,
-    "window": Window(0.0, 1.0),
-}
 
 
 def full_key(traits: Traits, identity: str, schedule: Schedule) -> str:

@@ -168,6 +168,20 @@ def test_cancelled_anywhere_it_goes_on(twin, calibrate, folders, after):
     assert not list(folders.rglob("*.partial"))
 
 
+def test_broken_parts_are_done_again(twin, calibrate, folders):
+    """Maps and trials cut short on the disk: what they stood for is recorded and measured anew."""
+    undisturbed, _, path = calibrate(held_out=2, **MATCH)
+    os.unlink(path)
+    quantized, _ = cancelling(twin("sd3"), after=18 + 15 + 2)  # in the second held-out run
+    with pytest.raises(Cancelled):
+        calibrate(held_out=2, quantized_model=quantized, **MATCH)
+    parts = list(folders.rglob("*.partial"))
+    assert len(parts) == 2 + 2 + 1
+    for part in parts:
+        part.write_bytes(part.read_bytes()[:60])
+    assert_all_same(calibrate(held_out=2, quantized_model=quantized, **MATCH)[0], undisturbed)
+
+
 def test_evaluations_and_progress(tiny, twin, calibrate, monkeypatch):
     import comfy.utils
 
