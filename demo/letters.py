@@ -99,25 +99,25 @@ def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return rgb[:, :, None, None]
 
 
-def _backgrounds(near: Tensor, far: Tensor, generator: Generator) -> Tensor:
-    """Blend two colours (N, 3, 1, 1) by a random field: slope, disc, stripes or soft blots. (N, 3, SIZE, SIZE)."""
+def _backgrounds(near: Tensor, far: Tensor, height: int, width: int, generator: Generator) -> Tensor:
+    """Blend two colours (N, 3, 1, 1) by a random field: slope, disc, stripes or soft blots. (N, 3, height, width)."""
     count = len(near)
-    axis = torch.linspace(-1, 1, SIZE)
-    y, x = axis[:, None].expand(SIZE, SIZE), axis[None].expand(SIZE, SIZE)
+    y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width)[None].expand(height, width)
     u = torch.rand(count, 8, 1, 1, generator=generator)
     angle = 2 * math.pi * u[:, 0]
     along = torch.cos(angle) * x + torch.sin(angle) * y
     slope = along * 0.5 + 0.5
     disc = torch.hypot(x - (u[:, 1] - 0.5), y - (u[:, 2] - 0.5)) / 1.4
     stripes = 0.5 + 0.5 * torch.tanh(2 * torch.sin(along * (5 + 5 * u[:, 3]) + 2 * math.pi * u[:, 4]))
-    blots = torch.zeros(count, SIZE, SIZE)
+    blots = torch.zeros(count, height, width)
     for i in range(4):
         place = torch.rand(count, 3, 1, 1, generator=generator)
         distance = torch.hypot(x - 2 * place[:, 0] + 1, y - 2 * place[:, 1] + 1)
         blots = blots + (-1.0) ** i * torch.exp(-((distance / (0.4 + 0.4 * place[:, 2])) ** 2))
     blots = 0.5 + 0.5 * blots
     kind = torch.randint(4, (count, 1, 1), generator=generator)
-    field = torch.stack([slope, disc, stripes, blots]).clamp(0, 1).gather(0, kind.expand(1, count, SIZE, SIZE))[0]
+    field = torch.stack([slope, disc, stripes, blots]).clamp(0, 1).gather(0, kind.expand(1, count, height, width))[0]
     return torch.lerp(near, far, field[:, None])
 
 
@@ -125,11 +125,11 @@ def paint(masks: Tensor, generator: Generator) -> Tensor:
     """Colour the masks.
 
     Args:
-        masks: (N, 1, SIZE, SIZE) uint8 from `glyphs`.
+        masks: (N, 1, H, W) uint8, from `glyphs` or put together of several.
     Returns:
-        Pictures (N, 3, SIZE, SIZE) float32 in [-1, 1].
+        Pictures (N, 3, H, W) float32 in [-1, 1].
     """
-    count = len(masks)
+    count, _, height, width = masks.shape
     mask = masks.float() / 255
     u = torch.rand(12, count, generator=generator)
     dark_letter = u[0] < 0.5
@@ -143,8 +143,8 @@ def paint(masks: Tensor, generator: Generator) -> Tensor:
     letter_hue = hue + 0.5 + 0.4 * (u[8] - 0.5)
     top = _rgb(letter_hue, 0.25 + 0.65 * u[9], letter_value)
     bottom = _rgb(letter_hue + 0.15 * (u[10] - 0.5), 0.25 + 0.65 * u[11], letter_value)
-    letter = torch.lerp(top, bottom, torch.linspace(0, 1, SIZE)[:, None].expand(SIZE, SIZE))
-    picture = torch.lerp(_backgrounds(near, far, generator), letter, mask)
+    letter = torch.lerp(top, bottom, torch.linspace(0, 1, height)[:, None].expand(height, width))
+    picture = torch.lerp(_backgrounds(near, far, height, width, generator), letter, mask)
     return picture * 2 - 1
 
 

@@ -9,17 +9,20 @@ The evidence benchmark judges by the same classifier.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import letters
+import posters
 import train
 from gimbal_demo import conditioning, latent
 
@@ -53,9 +56,11 @@ def classifier() -> nn.Sequential:
 
 
 def load_network(comfyui: Path, model: Path = train.OUTPUT) -> nn.Module:
-    """The demo model, in float32."""
-    network = train.build_network(comfyui).eval().requires_grad_(False)
-    network.load_state_dict({name: value.float() for name, value in load_file(model).items()})
+    """A demo model, in float32."""
+    weights = load_file(model)
+    positions = math.isqrt(weights["pos_embed"].shape[1])
+    network = train.build_network(comfyui, positions).eval().requires_grad_(False)
+    network.load_state_dict({name: value.float() for name, value in weights.items()})
     return network
 
 
@@ -65,10 +70,12 @@ def schedule(steps: int) -> list[float]:
     return (3 * times / (1 + 2 * times)).tolist()
 
 
-def sample(network: nn.Module, labels: Tensor, cfg: float, steps: int, seed: int) -> Tensor:
-    """Guided Euler steps: pictures (N, 3, 64, 64)."""
-    side = letters.SIZE // latent.BLOCK
-    x = torch.randn(len(labels), latent.CHANNELS, side, side, generator=torch.Generator().manual_seed(seed))
+def sample(
+    network: nn.Module, labels: Tensor, cfg: float, steps: int, seed: int, layout: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Guided Euler steps: pictures (N, 3, 64 rows, 64 columns). layout: rows and columns of letters."""
+    canvas = [letters.SIZE // latent.BLOCK * cells for cells in layout]
+    x = torch.randn(len(labels), latent.CHANNELS, *canvas, generator=torch.Generator().manual_seed(seed))
     none = torch.full_like(labels, -1)
     context, pooled = conditioning.codes(torch.cat([labels, none]))
     for sigma, following in pairwise(schedule(steps)):
@@ -86,6 +93,8 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--layout", type=int, nargs=2, default=(1, 1), help="of a poster: rows and columns of letters")
+    parser.add_argument("--picture", type=Path, help="write the first samples there")
     args = parser.parse_args()
     network = load_network(args.comfyui, args.model)
     judge = classifier()
@@ -93,9 +102,15 @@ def main() -> None:
         pictures, truth = letters.pictures(1000, 991)
         print(f"real pictures: {(judge(pictures).argmax(1) == truth).float().mean():.1%} of 1000 recognised")
         labels = torch.arange(args.samples) % len(conditioning.CLASSES)
-        right = judge(sample(network, labels, args.cfg, args.steps, args.seed)).argmax(1) == labels
+        pictures = sample(network, labels, args.cfg, args.steps, args.seed, tuple(args.layout))
+        if args.picture:
+            rows = torch.cat(list(pictures[:10]), -1)
+            Image.fromarray(((rows.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()).save(args.picture)
+        found = posters.cells(pictures, letters.SIZE)
+        labels = labels.repeat_interleave(len(found) // len(labels))
+        right = judge(found).argmax(1) == labels
         print(
-            f"samples at cfg {args.cfg:g}, {args.steps} steps: {right.float().mean():.1%} of {args.samples} recognised"
+            f"samples at cfg {args.cfg:g}, {args.steps} steps: {right.float().mean():.1%} of {len(right)} recognised"
         )
         for index, letter in enumerate(conditioning.CLASSES):
             print(f"  {letter} {right[labels == index].float().mean():.0%}")

@@ -34,7 +34,7 @@ DROP = 0.12  # share of samples trained without their class, for classifier-free
 OUTPUT = Path(__file__).resolve().parent / "models" / "gimbal_letters_fp16.safetensors"
 
 
-def build_network(comfyui: Path) -> nn.Module:
+def build_network(comfyui: Path, positions: int = POSITIONS) -> nn.Module:
     """ComfyUI's SD3 network at the demo's size, initialised (ComfyUI leaves weights unset)."""
     sys.path.insert(0, str(comfyui))
     sys.argv = [sys.argv[0], "--cpu"]
@@ -55,8 +55,8 @@ def build_network(comfyui: Path) -> nn.Module:
             "target": "torch.nn.Linear",
             "params": {"in_features": width, "out_features": 64 * DEPTH},
         },
-        "num_patches": POSITIONS**2,
-        "pos_embed_max_size": POSITIONS,
+        "num_patches": positions**2,
+        "pos_embed_max_size": positions,
         "qk_norm": "rms",
         "pos_embed_scaling_factor": None,
         "x_block_self_attn_layers": [],
@@ -64,7 +64,7 @@ def build_network(comfyui: Path) -> nn.Module:
     model_config = comfy.supported_models.SD3(config)
     model_config.set_inference_dtype(torch.float32, None)
     network = model_config.get_model({}, "").diffusion_model
-    initialise(network, POSITIONS)
+    initialise(network, positions)
     return network.train().requires_grad_(True)
 
 
