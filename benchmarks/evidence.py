@@ -2,7 +2,7 @@
 
     python dev.py bench evidence [--full] [--samples=N] [--jobs=N] [--part=samg]
 
-Without --full: 50 samples for each seed and row (quantized models: 20, and the main rows only), results and report
+Without --full: 32 samples for each seed and row (quantized models: 20, and the main rows only), results and report
 under .dev/evidence/. With it: 160 samples (24), results in benchmarks/evidence/results/ and the report in
 docs/RESULTS.md, both in git. An interrupted command goes on where it stopped; what is already there is not made again,
 so that on a fresh clone --full only writes the report.
@@ -24,6 +24,9 @@ from evidence import (
     figures,
     judge,
     model,
+    posters,
+    posters_figures,
+    posters_report,
     qsilk,
     quantization,
     quantization_figures,
@@ -41,10 +44,11 @@ KEPT = ROOT / ".dev" / "evidence"
 PARTS = {"samg": samg.cells, "qsilk": qsilk.cells, "real": None, "float32": reference.cells}
 QUANTIZED = dict(
     zip(report.QUANTIZED, itertools.product(quantization.PARTS.values(), quantization.SETTINGS), strict=True)
-)
-SEEDS, QUICK, FULL = 5, 50, 160
+) | {posters.KIND: (posters.cells, posters.KIND)}
+SEEDS, QUICK, FULL = 5, 32, 160
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
 QUICK_QUANTIZED, FULL_QUANTIZED = 20, 24  # samples of quantized models: more rows, differences within pairs
+POSTERS = 8  # samples of posters, of many letters each
 
 
 def arguments() -> argparse.Namespace:
@@ -58,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)  # a process's share of the runs
     parser.add_argument("--results", type=Path, help="folder of the numbers")
     parser.add_argument("--no-report", action="store_true", help="make the runs only")
     return parser.parse_args()
@@ -72,10 +77,9 @@ def main() -> int:
     kept = ROOT / "benchmarks" / "evidence" / "results" if options.full else KEPT / f"results-{samples}"
     folder = options.results or kept
     folder.mkdir(parents=True, exist_ok=True)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    if options.jobs > 1 and len(seeds) > 1:
+    if options.jobs > 1:
         judge.load(KEPT)  # made once, before several processes look for it
-        failed = in_processes(typed, seeds, options.jobs)
+        failed = in_processes(typed, options.jobs)
         if failed:
             return failed
     precision = options.precision
@@ -83,30 +87,28 @@ def main() -> int:
         precision = runs.stored_precision(folder) or fastest_precision()
     network = model.Network(options.comfyui, precision)
     with torch.inference_mode():
-        for seed in sorted({*seeds} & {*range(SEEDS)}):
-            measure(options, network, samples, seed, precision, folder)
-        for part in QUANTIZED:
-            if options.part in (None, part):
-                measure_quantized(options, part, seeds, precision, folder)
+        for place, (part, seed) in enumerate(itertools.product([*PARTS, *QUANTIZED], range(MORE_SEEDS))):
+            if options.part in (None, part) and seed in asked_for(options) and is_mine(options, place):
+                measure(options, network, samples, part, seed, precision, folder)
         if options.no_report or options.part:
             return 0
         write_report(network, samples, folder, options)
     return 0
 
 
-def in_processes(typed: list[str], seeds: list[int], jobs: int) -> int:
-    """The seeds' runs in processes of their own; the first exit code that is not 0."""
-    jobs = min(jobs, len(seeds))
+def asked_for(options: argparse.Namespace) -> set[int]:
+    return {int(seed) for seed in options.seeds.split(",")}
+
+
+def is_mine(options: argparse.Namespace, place: int) -> bool:
+    job, jobs = map(int, options.share.split("/"))
+    return place % jobs == job
+
+
+def in_processes(typed: list[str], jobs: int) -> int:
+    """The runs in processes of their own, which take turns; the first exit code that is not 0."""
     commands = [
-        [
-            sys.executable,
-            __file__,
-            *typed,
-            f"--seeds={','.join(map(str, seeds[job::jobs]))}",
-            "--jobs=1",
-            "--no-report",
-        ]
-        for job in range(jobs)
+        [sys.executable, __file__, *typed, f"--share={job}/{jobs}", "--jobs=1", "--no-report"] for job in range(jobs)
     ]
     running = [subprocess.Popen(command) for command in commands]
     try:
@@ -124,38 +126,47 @@ def fastest_precision() -> str:
 
 
 def measure(
-    options: argparse.Namespace, network: model.Network, samples: int, seed: int, precision: str, folder: Path
+    options: argparse.Namespace,
+    network: model.Network,
+    samples: int,
+    part: str,
+    seed: int,
+    precision: str,
+    folder: Path,
 ) -> None:
+    """What is lacking of one part and seed; nothing where the part has no such seed."""
+    if part in QUANTIZED:
+        measure_quantized(options, part, seed, precision, folder)
+        return
+    if seed >= SEEDS:
+        return
     critic = judge.load(KEPT)
-    start = model.Seed(network, samples, seed)
-    for part in PARTS:
-        if options.part not in (None, part):
-            continue
-        made_in = "float32" if part == "float32" else precision
-        about = runs.about(samples, seed, made_in)
-        results = runs.Results(folder / f"{part}-seed{seed}.json", about)
-        if part == "real":
-            reference.measure_real(samples, seed, critic, results)
-        elif part != "float32":
-            runs.make(part, PARTS[part](), start, critic, results)
-        elif precision != "float32" and seed < reference.PRECISION_SEEDS:
-            exact = model.Seed(network.in_float32(), samples, seed)
-            runs.make(part, PARTS[part](), exact, critic, results)
+    about = runs.about(samples, seed, "float32" if part == "float32" else precision)
+    results = runs.Results(folder / f"{part}-seed{seed}.json", about)
+    if part == "real":
+        reference.measure_real(samples, seed, critic, results)
+    elif part != "float32":
+        runs.make(part, PARTS[part](), model.Seed(network, samples, seed), critic, results)
+    elif precision != "float32" and seed < reference.PRECISION_SEEDS:
+        runs.make(part, PARTS[part](), model.Seed(network.in_float32(), samples, seed), critic, results)
 
 
-def measure_quantized(options: argparse.Namespace, part: str, seeds: list[int], precision: str, folder: Path) -> None:
+def measure_quantized(options: argparse.Namespace, part: str, seed: int, precision: str, folder: Path) -> None:
     cells, kind = QUANTIZED[part]
-    samples = options.samples or (FULL_QUANTIZED if options.full else QUICK_QUANTIZED)
+    large = part == posters.KIND
+    samples = options.samples or (POSTERS if large else FULL_QUANTIZED if options.full else QUICK_QUANTIZED)
     chosen = [cell for cell in cells(kind) if options.full or cell.quick]
-    if not chosen:
+    main = options.full and cells is quantization.cells
+    if not chosen or seed >= (MORE_SEEDS if main else SEEDS):
         return
     models = quantization.Models(subjects.load(kind, options.comfyui, precision))
     critic = judge.load(KEPT)
-    main = options.full and cells is quantization.cells
-    for seed in sorted({*seeds} & {*range(MORE_SEEDS if main else SEEDS)}):
-        about = runs.about(samples, seed, precision, subjects.weights(kind))
-        results = runs.Results(folder / f"{part}-seed{seed}.json", about)
-        quantization.make(part, chosen, quantization.Bench(models, samples, seed, critic), results)
+    about = runs.about(samples, seed, precision, subjects.weights(kind))
+    results = runs.Results(folder / f"{part}-seed{seed}.json", about)
+    bench = quantization.Bench(models, samples, seed, posters.CellJudge(critic) if large else critic)
+    quantization.make(part, chosen, bench, results)
+    if large and options.full:
+        posters.measure_spread(bench, subjects.load("flow", options.comfyui, precision), results)
 
 
 def write_report(network: model.Network, samples: int, folder: Path, options: argparse.Namespace) -> None:
@@ -167,6 +178,11 @@ def write_report(network: model.Network, samples: int, folder: Path, options: ar
     plot, *sheets = (images / name for name in quantization_report.IMAGES)
     quantized = quantization_report.Quantized({name: table.Part(folder, name) for name in report.QUANTIZED})
     quantization_figures.plot(quantized, plot)
+    if table.Part(folder, posters.KIND).names:
+        large = quantization.Models(
+            subjects.load(posters.KIND, options.comfyui, str(network.dtype).removeprefix("torch."))
+        )
+        posters_figures.sheet(large, images / posters_report.SHEET)
     for kind, sheet in zip(quantization.SETTINGS, sheets, strict=True):
         models = quantization.Models(subjects.load(kind, options.comfyui, str(network.dtype).removeprefix("torch.")))
         quantization_figures.sheet(models, sheet)

@@ -28,7 +28,7 @@ def package():
 
 
 package()
-from evidence import calibrate, formats, metrics, table  # noqa: E402
+from evidence import bands, calibrate, formats, metrics, table  # noqa: E402
 
 from gimbal.core.solvers import make_plan, run  # noqa: E402
 
@@ -217,6 +217,51 @@ def test_maps_found_in_closed_loop_give_full_precision_its_moments(solver):
     for moment in (torch.mean, torch.std):
         torch.testing.assert_close(moment(ours, (0, 2, 3)), moment(theirs, (0, 2, 3)), atol=1e-4, rtol=1e-4)
     assert (plain - theirs).square().mean() > 10 * (ours - theirs).square().mean()
+
+
+def blurred(x, sigma):
+    """A model that is right at coarse structure and too weak at fine structure."""
+    eps = (x - linear(1.0)(x, sigma)) / float(sigma[0])
+    waves = torch.fft.rfft2(eps)
+    fine = bands.rings(*x.shape[2:]) >= bands.COUNT // 2
+    return x - float(sigma[0]) * torch.fft.irfft2(waves * torch.where(fine, 0.7, 1.0), s=x.shape[2:])
+
+
+def test_bands_undo_what_one_gain_cannot():
+    """An error that is a gain of each band is undone whole, on the canvas of the calibration and on another."""
+    plan = make_plan("euler", SIGMAS)
+    x = 4 * torch.randn(5, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = bands.band_maps(plan, linear(1.0), blurred, x)
+    one_gain = calibrate.state_maps(plan, plan, linear(1.0), blurred, x)
+    for size in (16, 24):
+        x = 4 * torch.randn(3, 2, size, size, generator=torch.Generator().manual_seed(size))
+        theirs = run(plan, linear(1.0), x)
+        ours = run(plan, blurred, x, after_step=lambda i, state: bands.mapped(state, found[i]))
+        other = run(plan, blurred, x, after_step=lambda i, state: calibrate.mapped(state, one_gain[i]))
+        assert (other - theirs).square().mean() > 1e-3
+        assert (ours - theirs).square().mean() < 1e-5
+
+
+def test_bands_hold_every_frequency_once():
+    """White noise of variance 4 has power 4 in each band, and what is mapped by gains of 1 stays."""
+    x = 2 * torch.randn(16, 3, 20, 14, generator=torch.Generator().manual_seed(0)) + 1.0
+    plan = make_plan("euler", [1.0, 0.0])
+    same = bands.band_maps(plan, linear(1.0), linear(1.0), x)[0]
+    torch.testing.assert_close(same.gains, torch.ones(3, bands.COUNT, dtype=torch.float64))
+    torch.testing.assert_close(bands.mapped(x, same), x, atol=1e-5, rtol=1e-5)
+    half = bands.BandMap(torch.full((3, bands.COUNT), 0.5), x.mean((0, 2, 3)), torch.zeros(3))
+    assert float(bands.mapped(x, half).var()) == pytest.approx(1.0, rel=0.03)
+
+
+def test_a_posters_cells_are_glyphs_of_its_class():
+    from evidence.model import letters, posters
+
+    glyphs, labels = letters.glyphs(40, 5)
+    asked = torch.tensor([3, 7])
+    masks = posters.masks(glyphs, asked, 2, 3, torch.Generator().manual_seed(0))
+    assert masks.shape == (2, 1, 2 * letters.SIZE, 3 * letters.SIZE)
+    for label, cell in zip(asked.repeat_interleave(6), posters.cells(masks, letters.SIZE), strict=True):
+        assert any(torch.equal(cell, glyph) for glyph in glyphs[labels == label])
 
 
 def test_maps_on_their_own_schedule_are_as_found():

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "demo"))
 import recognise
 
 import letters
+import posters  # noqa: F401  (from here, as the path is set here)
 from gimbal_demo import conditioning, latent
 
 BATCH = 40  # samples in one call of the network, each with and without its class

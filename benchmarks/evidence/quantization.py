@@ -14,14 +14,15 @@ from gimbal.calibration.statistics import QDriftStatistics
 from gimbal.core.plan import Plan, Variance, make_plan
 from gimbal.core.solvers import run
 
-from . import calibrate
+from . import bands, calibrate
+from .bands import BandMap
 from .calibrate import Denoise, Map
 from .formats import HEAVY, MILD, Format
 from .judge import Judge
 from .metrics import Gaussian, frechet
 from .model import conditioning
 from .runs import Results
-from .subjects import Subject, noise
+from .subjects import SIDE, Subject, noise
 
 RUNS, MANY = 5, 20  # of a calibration: the paper's number, and more
 COMPONENTS = 16  # principal components in the distances to full precision
@@ -29,6 +30,7 @@ CLASSES = len(conditioning.CLASSES)
 NOISE = Format("white noise", lambda network: network)
 NOISE_VARIANCE = 0.1  # of the control, on the guided output
 FULL, PLAIN, DRIFT, MOMENTS, BOTH = "full precision", "quantized", "drift", "moments", "both"
+BANDS = f"moments, {bands.COUNT} bands"
 PAPER, GAIN = "drift, rule paper", "gain inversion"
 SCALAR, MANY_DRIFT, MANY_MOMENTS = "drift, scalar", f"drift, K = {MANY}", f"moments, K = {MANY}"
 BIAS, STOCHASTIC = "bias correction", "bias correction, stochastic"
@@ -38,7 +40,8 @@ SAME = "maps of cfg 3"
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is sampled. classes: "all", or "last", the second half of them; "first" is for calibrations."""
+    """How a model is sampled. classes: "all", or "last", the second half of them; "first" is for calibrations. canvas:
+    height and width of the latent."""
 
     kind: str
     solver: str
@@ -46,11 +49,17 @@ class Setting:
     cfg: float = 3.0
     scheduler: str = ""
     classes: str = "all"
+    canvas: tuple[int, int] = (SIDE, SIDE)
 
     @property
     def name(self) -> str:
         chosen = "" if self.classes == "all" else f", {self.classes} half of the classes"
-        return f"{self.kind} {self.solver}, {self.steps} steps, cfg {self.cfg:g}, {self.scheduler}{chosen}"
+        size = "" if self.canvas == (SIDE, SIDE) else f", {self.size}"
+        return f"{self.kind} {self.solver}, {self.steps} steps, cfg {self.cfg:g}, {self.scheduler}{chosen}{size}"
+
+    @property
+    def size(self) -> str:
+        return f"{self.canvas[0]} x {self.canvas[1]}"
 
     def labels(self, count: int) -> Tensor:
         return self._classes()[torch.arange(count) % len(self._classes())]
@@ -102,14 +111,15 @@ class Trial:
         self,
         *,
         full: bool = False,
-        maps: Sequence[Map] | None = None,
+        maps: Sequence[Map] | Sequence[BandMap] | None = None,
+        apply: Callable[[Tensor, Map], Tensor] | Callable[[Tensor, BandMap], Tensor] = calibrate.mapped,
         **corrections: object,
     ) -> Tensor:
         """Latents (samples, C, h, w). corrections: make_plan's."""
-        after = None if maps is None else (lambda step, state: calibrate.mapped(state, maps[step]))
+        after = None if maps is None else (lambda step, state: apply(state, maps[step]))
         denoise = self._denoise(self.full if full else self.quantized, self.labels)
         generator = torch.Generator().manual_seed(self.seed)  # of the stochastic bias correction
-        x = self.full.start(noise(self.samples, self.seed), self.sigmas[0])
+        x = self.full.start(noise(self.samples, self.seed, self.setting.canvas), self.sigmas[0])
         return run(self.plan(**corrections), denoise, x, after_step=after, generator=generator)
 
     def plan(self, **corrections: object) -> Plan:
@@ -125,17 +135,21 @@ class Trial:
             return lambda sigma: torch.tensor(NOISE_VARIANCE)
         return partial(self.statistics(runs).variance, channels=channels)
 
-    def maps(self, runs: int = RUNS, drift: bool = False) -> list[Map]:
-        """Moment matching's, found with Q-Drift's correction on or without it."""
+    def maps(self, runs: int = RUNS, drift: bool = False, again: int = 0) -> list[Map]:
+        """Moment matching's, found with Q-Drift's correction on or without it. again: another draw."""
         plan = self.plan(variance=self.variance(runs)) if drift else self.plan()
         fit = partial(calibrate.state_maps, self.plan(), plan)
-        return self._once(("maps", runs, drift), lambda: self._calibrate(runs, fit))
+        return self._once(("maps", runs, drift, again), lambda: self._calibrate(runs, fit, again))
 
-    def _calibrate(self, runs: int, measure: Callable) -> object:
+    def band_maps(self, runs: int = RUNS) -> list[BandMap]:
+        fit = partial(bands.band_maps, self.plan())
+        return self._once(("bands", runs), lambda: self._calibrate(runs, fit))
+
+    def _calibrate(self, runs: int, measure: Callable, again: int = 0) -> object:
         """On noise and classes that no sample of the evaluation has, others for each seed."""
-        draw = 100_000 + 100 * self.seed + runs
+        draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
         labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
-        x = self.full.start(noise(runs, draw), self.sigmas[0])
+        x = self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
         return measure(self._denoise(self.full, labels), self._denoise(self.quantized, labels), x)
 
     def _denoise(self, subject: Subject, labels: Tensor) -> Denoise:
@@ -238,6 +252,7 @@ METHODS: dict[str, Callable[[Bench, Trial], Tensor]] = {
     GAIN: lambda bench, trial: trial.sample(bias=calibrate.gain_inversion(trial.statistics())),
     MOMENTS: lambda bench, trial: trial.sample(maps=trial.maps()),
     MANY_MOMENTS: lambda bench, trial: trial.sample(maps=trial.maps(MANY)),
+    BANDS: lambda bench, trial: trial.sample(maps=trial.band_maps(), apply=bands.mapped),
     BOTH: lambda bench, trial: trial.sample(maps=trial.maps(drift=True), variance=trial.variance()),
 }
 ABLATIONS = (SCALAR, MANY_DRIFT, BIAS, STOCHASTIC, MANY_MOMENTS)

@@ -49,14 +49,14 @@ class Quantized:
         return [(setting, form) for setting in settings or self.settings() for form in forms]
 
 
-def in_short(found: Quantized) -> Iterator[str]:
+def in_short(found: Quantized, more: Iterable[tuple[str, str, str]] = ()) -> Iterator[str]:
     if not found.parts:
         return
     yield (
         "Quantized models. *x*: times the distance, or the mean squared error of the latent, of what it is compared with, over the models, samplers and formats named; less is better. All against full precision's samples of the "
         "same noise. In brackets, how many of these comparisons are which."
     )
-    yield markdown(["question", "here", "verdict"], [[a, b, f"**{c}**"] for a, b, c in findings(found)])
+    yield markdown(["question", "here", "verdict"], [[a, b, f"**{c}**"] for a, b, c in [*findings(found), *more]])
 
 
 def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
@@ -211,7 +211,11 @@ def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
 
 def _finding(found: Quantized, what: str, cells: Cells, method: str, base: str) -> tuple[str, str, str]:
     cells = list(cells)
-    changes = {measure: found.changes(cells, method, base, measure) for measure in NEAR}
+    return finding(what, {measure: found.changes(cells, method, base, measure) for measure in NEAR})
+
+
+def finding(what: str, changes: dict[str, list[Estimate]]) -> tuple[str, str, str]:
+    """changes: by measure of NEAR, of the logarithm of the distance."""
     texts = []
     for measure, label in NEAR.items():
         texts.append(f"{label} {_range(changes[measure])} ({tally(changes[measure])})")

@@ -7,12 +7,23 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import judge, model, qsilk, qsilk_report, quantization, quantization_report, reference, samg_report
+from . import (
+    judge,
+    model,
+    posters,
+    posters_report,
+    qsilk,
+    qsilk_report,
+    quantization,
+    quantization_report,
+    reference,
+    samg_report,
+)
 from .metrics import CONFIDENCE, FAR
 from .table import Part, markdown
 
 QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in quantization.SETTINGS)
-PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED)
+PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND)
 FRONTIER = "samg_frontier.png"
 
 
@@ -27,10 +38,11 @@ def text(folder: Path, images: str, command: str) -> str:
     blocks = [
         *_head(parts, command),
         *_findings(parts),
-        *quantization_report.in_short(quantized),
+        *quantization_report.in_short(quantized, posters_report.findings(parts[posters.KIND])),
         *samg_report.section(parts["samg"], f"{images}/{FRONTIER}"),
         *qsilk_report.section(parts["qsilk"], parts["real"], sheets),
         *quantization_report.section(quantized, [f"{images}/{name}" for name in quantization_report.IMAGES]),
+        *posters_report.section(parts[posters.KIND], f"{images}/{posters_report.SHEET}"),
         *_precision(parts),
         *_method(parts),
     ]
@@ -52,8 +64,9 @@ def _head(parts: dict[str, Part], command: str) -> Iterator[str]:
     main = parts["samg"].stored[0]["about"]
     seconds = sum(
         statistics.median(part.values(row, "seconds")) * part.seeds
-        for part in (parts[name] for name in ("samg", "qsilk", *QUANTIZED))
+        for part in (parts[name] for name in ("samg", "qsilk", *QUANTIZED, posters.KIND))
         for row in part.names
+        if "seconds" in part.stored[0]["runs"][row]
     )
     yield "# What the methods do to pictures, measured"
     yield (

@@ -1,4 +1,4 @@
-"""The demo's two models as ComfyUI samples them: a guided prediction at a noise level, and the noise levels themselves."""
+"""The demo's models as ComfyUI samples them: a guided prediction at a noise level, and the noise levels themselves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from torch import Tensor, nn
 
 from .model import ROOT, conditioning, latent, letters, recognise
 
-BATCH = 48  # samples in one call of the network, each with and without its class
+POSITIONS = 48 * 16**2  # of latents in one call of the network, each with and without its class
+SIDE = letters.SIZE // latent.BLOCK  # of the latent of one letter
+
+WEIGHTS = {
+    "flow": "gimbal_letters_fp16",
+    "eps": "gimbal_letters_eps_fp16",
+    "posters": "gimbal_posters_fp16",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A model, or a quantized form of it.
 
-    kind: "flow" (velocity) or "eps". path: as gimbal.core.solvers calls it. sampling: ComfyUI's, the noise levels.
+    kind: of WEIGHTS; all but "eps" predict the velocity. path: as gimbal.core.solvers calls it. sampling: ComfyUI's, the noise levels.
     """
 
     kind: str
@@ -36,7 +43,8 @@ class Subject:
 
     def output(self, x: Tensor, sigma: float, labels: Tensor, cfg: float) -> Tensor:
         """Guided velocity or eps (N, C, h, w), float32, which is (x - denoised) / sigma for both."""
-        parts = zip(x.split(BATCH), labels.split(BATCH), strict=True)
+        batch = max(1, POSITIONS // x[0, 0].numel())
+        parts = zip(x.split(batch), labels.split(batch), strict=True)
         return torch.cat([self._guided(part, sigma, classes, cfg) for part, classes in parts])
 
     def _guided(self, x: Tensor, sigma: float, labels: Tensor, cfg: float) -> Tensor:
@@ -65,19 +73,17 @@ def load(kind: str, comfyui: Path, precision: str) -> Subject:
     from comfy.model_sampling import ModelSamplingDiscrete, ModelSamplingDiscreteFlow
 
     dtype = getattr(torch, precision)
-    if kind == "flow":
-        sampling = ModelSamplingDiscreteFlow()
-        sampling.set_parameters(shift=3.0)
-        return Subject(kind, "flow", network, sampling, dtype)
-    return Subject(kind, "ve", network, ModelSamplingDiscrete(), dtype)
+    if kind == "eps":
+        return Subject(kind, "ve", network, ModelSamplingDiscrete(), dtype)
+    sampling = ModelSamplingDiscreteFlow()
+    sampling.set_parameters(shift=3.0)
+    return Subject(kind, "flow", network, sampling, dtype)
 
 
 def weights(kind: str) -> Path:
-    names = {"flow": "gimbal_letters_fp16", "eps": "gimbal_letters_eps_fp16"}
-    return ROOT / "demo" / "models" / f"{names[kind]}.safetensors"
+    return ROOT / "demo" / "models" / f"{WEIGHTS[kind]}.safetensors"
 
 
-def noise(count: int, seed: int) -> Tensor:
-    """(count, C, h, w). A longer draw of a seed does not begin with a shorter one."""
-    side = letters.SIZE // latent.BLOCK
-    return torch.randn(count, latent.CHANNELS, side, side, generator=torch.Generator().manual_seed(seed))
+def noise(count: int, seed: int, canvas: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
+    """(count, C, *canvas). A longer draw of a seed does not begin with a shorter one."""
+    return torch.randn(count, latent.CHANNELS, *canvas, generator=torch.Generator().manual_seed(seed))
