@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from . import bands
 from . import posters as p
 from . import quantization as q
 from .quantization_report import NEAR, finding, times
@@ -20,7 +21,8 @@ def section(part: Part, image: str) -> Iterator[str]:
     yield (
         f"The poster model: the flow model's network and weights, trained on to posters of 2 x 2, 2 x 4 and 4 x 4 letters in one picture's colours, latents of up to 64 x 64 (those of a picture of 512 x 512 in "
         f"Stable Diffusion). {about['samples']} posters for each seed and row, {part.seeds} seeds, Euler, {p.HOME.steps} steps, guidance {p.HOME.cfg:g}, *simple*; calibrations of {q.RUNS} runs. Accuracy and Frechet distances are of the "
-        "posters' cells, each as large as the small model's pictures; distances as above, to the full-precision posters of the same noise."
+        f"posters' cells, each as large as the small model's pictures; distances as above, to the full-precision posters of the same noise. *Bands*: moment matching with a gain for each of {bands.COUNT} rings of spatial frequency, not in the pack. The largest canvas has fewer rows to save "
+        "time: decided before any of its corrected rows was seen, after two seeds of the smaller one's."
     )
     if p.SETTINGS[p.LARGE].size in " ".join(part.names):
         yield f"![Contact sheet]({image})"
