@@ -178,7 +178,7 @@ def write_report(network: model.Network, samples: int, folder: Path, options: ar
     plot, *sheets = (images / name for name in quantization_report.IMAGES)
     quantized = quantization_report.Quantized({name: table.Part(folder, name) for name in report.QUANTIZED})
     quantization_figures.plot(quantized, plot)
-    if table.Part(folder, posters.KIND).names:
+    if options.full:  # the short table has no row of the largest canvas
         large = quantization.Models(
             subjects.load(posters.KIND, options.comfyui, str(network.dtype).removeprefix("torch."))
         )
