@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import fitting
 import letters
 import posters
 import train
@@ -57,10 +57,10 @@ def classifier() -> nn.Sequential:
 
 def load_network(comfyui: Path, model: Path = train.OUTPUT) -> nn.Module:
     """A demo model, in float32."""
-    weights = load_file(model)
+    weights = fitting.load_weights(model)
     positions = math.isqrt(weights["pos_embed"].shape[1])
     network = train.build_network(comfyui, positions).eval().requires_grad_(False)
-    network.load_state_dict({name: value.float() for name, value in weights.items()})
+    network.load_state_dict(weights)
     return network
 
 

@@ -9,21 +9,15 @@ safetensors metadata and in demo/README.md.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import math
-import platform
 import sys
-import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import fitting
 import letters
 from gimbal_demo import conditioning, latent
 
@@ -107,87 +101,24 @@ def batch_loss(network: nn.Module, clean: Tensor, labels: Tensor, generator: tor
     return F.mse_loss(velocity.float(), noise - clean)
 
 
-def learning_rate(progress: float, step: int, peak: float) -> float:
-    return peak * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
-
-
-def make_optimizer(network: nn.Module, peak: float) -> torch.optim.Optimizer:
-    matrices = [p for p in network.parameters() if p.ndim >= 2]
-    vectors = [p for p in network.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, peak, betas=(0.9, 0.99))
-
-
-def update_average(average: dict[str, Tensor], network: nn.Module, step: int) -> None:
-    """Exponential average of the weights, quick at first."""
-    decay = min(0.9985, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, value in network.state_dict().items():
-            average[name].lerp_(value, 1 - decay)
-
-
-def train(network: nn.Module, glyph_count: int, iterations: int, peak: float, seed: int) -> tuple[dict, float]:
-    """Returns the averaged weights and the last 200 steps' mean loss."""
-    masks, labels = letters.glyphs(glyph_count, seed)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = make_optimizer(network, peak)
-    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
-    start, losses = time.monotonic(), []
-    for step in range(iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step / iterations, step, peak)
-        chosen = torch.randint(glyph_count, (BATCH,), generator=generator)
-        clean = latent.encode(letters.paint(masks[chosen], generator))
-        loss = batch_loss(network, clean, labels[chosen], generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        losses = [*losses[-199:], loss.item()]
-        update_average(average, network, step)
-        if step % 100 == 0 or step == iterations - 1:
-            print(
-                f"step {step:6d}  loss {sum(losses) / len(losses):.4f}  {time.monotonic() - start:.0f} s", flush=True
-            )
-    return average, sum(losses) / len(losses)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
-    parser.add_argument("--iterations", type=int, default=12000)
-    parser.add_argument("--glyphs", type=int, default=30000)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="part of the recipe: sums are taken in another order")
+    parser = fitting.argument_parser(__doc__.splitlines()[0], OUTPUT, iterations=12000, rate=1.5e-3, seed=0, threads=2)
     parser.add_argument("--start", type=Path, help="go on from this file's weights, with a schedule of its own")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+    fitting.prepare(args)
     network = build_network(args.comfyui)
     if args.start is not None:
-        network.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
-    start = time.monotonic()
-    weights, loss = train(network, args.glyphs, args.iterations, args.rate, args.seed)
-    record = {
-        "classes": conditioning.CLASSES,
-        "glyphs": args.glyphs,
-        "iterations": args.iterations,
-        "batch": BATCH,
-        "peak_rate": args.rate,
-        "start_sha256": hashlib.sha256(args.start.read_bytes()).hexdigest() if args.start else None,
-        "seed": args.seed,
-        "seconds": round(time.monotonic() - start),
-        "final_loss": round(loss, 4),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    half = {name: value.half().contiguous() for name, value in weights.items()}
-    save_file(half, args.output, metadata={"gimbal_demo": json.dumps(record)})
-    print(f"{args.output} ({args.output.stat().st_size / 2**20:.1f} MB) {json.dumps(record)}")
+        network.load_state_dict(fitting.load_weights(args.start))
+    masks, labels = letters.glyphs(args.glyphs, args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def loss_of(step: int) -> Tensor:
+        chosen = torch.randint(args.glyphs, (BATCH,), generator=generator)
+        clean = latent.encode(letters.paint(masks[chosen], generator))
+        return batch_loss(network, clean, labels[chosen], generator)
+
+    recipe = {"batch": BATCH, "start_sha256": fitting.sha256(args.start) if args.start else None}
+    fitting.fit(args, network, loss_of, recipe)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""What the trainings of the demo's models have in common: arguments, optimizer, the loop, and the file that comes of it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gimbal_demo import conditioning
+
+SAVE_SECONDS = 240  # so that little of a long training is lost
+RECENT = 200  # steps whose mean loss is told
+
+
+def argument_parser(
+    description: str, output: Path, *, iterations: int, rate: float, seed: int, threads: int
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
+    parser.add_argument("--iterations", type=int, default=iterations)
+    parser.add_argument("--glyphs", type=int, default=30000)
+    parser.add_argument("--rate", type=float, default=rate)
+    parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument(
+        "--threads", type=int, default=threads, help="part of the recipe: sums are taken in another order"
+    )
+    parser.add_argument("--output", type=Path, default=output)
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Before anything is drawn or initialised."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """In float32."""
+    return {name: value.float() for name, value in load_file(path).items()}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fit(
+    args: argparse.Namespace,
+    network: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    recipe: dict[str, object],
+    buffers: Sequence[Tensor] = (),
+) -> None:
+    """Train, and write the averaged weights to args.output, now and then and at the end.
+
+    loss_of: the loss of a step's batch. recipe: what the file's metadata says beside the arguments. buffers: learned too.
+    """
+    optimizer = make_optimizer(network, buffers, args.rate)
+    learned = [*network.parameters(), *buffers]
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    start = saved = time.monotonic()
+    losses: list[float] = []
+    for step in range(args.iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step / args.iterations, step, args.rate)
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        update_average(average, network, step)
+        losses = [*losses[1 - RECENT :], loss.item()]
+        mean, now = sum(losses) / len(losses), time.monotonic()
+        last = step == args.iterations - 1
+        if step % 100 == 0 or last:
+            print(f"step {step:6d}  loss {mean:.4f}  {now - start:.0f} s", flush=True)
+        if now - saved > SAVE_SECONDS or last:
+            saved = now
+            done = {"steps_done": step + 1, "seconds": round(now - start), "final_loss": round(mean, 4)}
+            save(args, average, recipe | done)
+    print(f"{args.output} ({args.output.stat().st_size / 2**20:.1f} MB)")
+
+
+def make_optimizer(network: nn.Module, buffers: Sequence[Tensor], peak: float) -> torch.optim.Optimizer:
+    matrices = [p for p in network.parameters() if p.ndim >= 2]
+    vectors = [p for p in network.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": [*vectors, *buffers], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, peak, betas=(0.9, 0.99))
+
+
+def learning_rate(progress: float, step: int, peak: float) -> float:
+    return peak * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def update_average(average: dict[str, Tensor], network: nn.Module, step: int) -> None:
+    """Exponential average of the weights, quick at first."""
+    decay = min(0.9985, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            average[name].lerp_(value, 1 - decay)
+
+
+def save(args: argparse.Namespace, weights: dict[str, Tensor], recipe: dict[str, object]) -> None:
+    about = {
+        "classes": conditioning.CLASSES,
+        "glyphs": args.glyphs,
+        "iterations": args.iterations,
+        "peak_rate": args.rate,
+        "seed": args.seed,
+        "torch": torch.__version__,
+        "threads": args.threads,
+        "machine": platform.machine(),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    half = {name: value.half().contiguous() for name, value in weights.items()}
+    save_file(half, args.output, metadata={"gimbal_demo": json.dumps(about | recipe)})
