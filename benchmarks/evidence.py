@@ -2,8 +2,8 @@
 
     python dev.py bench evidence [--full] [--samples=N] [--jobs=N] [--part=samg]
 
-Without --full: 32 samples for each seed and row (quantized models: 20, and the main rows only), results and report
-under .dev/evidence/. With it: 160 samples (24), results in benchmarks/evidence/results/ and the report in
+Without --full: 32 samples for each seed and row (quantized models: 20, posters 8, and the main rows only), results and
+report under .dev/evidence/. With it: 160 samples (24, 8), results in benchmarks/evidence/results/ and the report in
 docs/RESULTS.md, both in git. An interrupted command goes on where it stopped; what is already there is not made again,
 so that on a fresh clone --full only writes the report.
 """
@@ -15,6 +15,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -159,14 +160,20 @@ def measure_quantized(options: argparse.Namespace, part: str, seed: int, precisi
     main = options.full and cells is quantization.cells
     if not chosen or seed >= (MORE_SEEDS if main else SEEDS):
         return
-    models = quantization.Models(subjects.load(kind, options.comfyui, precision))
+    models = made_once(kind, options.comfyui, precision)
     critic = judge.load(KEPT)
     about = runs.about(samples, seed, precision, subjects.weights(kind))
     results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     bench = quantization.Bench(models, samples, seed, posters.CellJudge(critic) if large else critic)
     quantization.make(part, chosen, bench, results)
     if large and options.full:
-        posters.measure_spread(bench, subjects.load("flow", options.comfyui, precision), results)
+        posters.measure_spread(bench, made_once("flow", options.comfyui, precision), results)
+
+
+@cache
+def made_once(kind: str, comfyui: Path, precision: str) -> quantization.Models:
+    """Every seed's rows share a model and its quantized forms."""
+    return quantization.Models(subjects.load(kind, comfyui, precision))
 
 
 def write_report(network: model.Network, samples: int, folder: Path, options: argparse.Namespace) -> None:
@@ -178,14 +185,12 @@ def write_report(network: model.Network, samples: int, folder: Path, options: ar
     plot, *sheets = (images / name for name in quantization_report.IMAGES)
     quantized = quantization_report.Quantized({name: table.Part(folder, name) for name in report.QUANTIZED})
     quantization_figures.plot(quantized, plot)
+    precision = str(network.dtype).removeprefix("torch.")
     if options.full:  # the short table has no row of the largest canvas
-        large = quantization.Models(
-            subjects.load(posters.KIND, options.comfyui, str(network.dtype).removeprefix("torch."))
-        )
+        large = made_once(posters.KIND, options.comfyui, precision)
         posters_figures.sheet(large, images / posters_report.SHEET)
     for kind, sheet in zip(quantization.SETTINGS, sheets, strict=True):
-        models = quantization.Models(subjects.load(kind, options.comfyui, str(network.dtype).removeprefix("torch.")))
-        quantization_figures.sheet(models, sheet)
+        quantization_figures.sheet(made_once(kind, options.comfyui, precision), sheet)
     command = f"python dev.py bench evidence{' --full' if options.full else ''}"
     path.write_text(report.text(folder, report.relative(images, path), command), encoding="utf-8")
     print(f"evidence: {path}", flush=True)

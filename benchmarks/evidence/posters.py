@@ -19,7 +19,7 @@ from .metrics import Gaussian
 from .model import posters
 from .quantization import Bench, Cell, Setting, Trial
 from .runs import Results
-from .subjects import SIDE, Subject
+from .subjects import SIDE
 
 KIND = "posters"
 LARGE, SMALL, WIDE = (4 * SIDE, 4 * SIDE), (2 * SIDE, 2 * SIDE), (2 * SIDE, 4 * SIDE)
@@ -85,9 +85,9 @@ def _few(runs: int) -> Callable[[Bench, Trial], Tensor]:
     return lambda bench, trial: trial.sample(maps=trial.maps(runs))
 
 
-def measure_spread(bench: Bench, flow: Subject, results: Results) -> None:
+def measure_spread(bench: Bench, flow: q.Models, results: Results) -> None:
     """Of the maps over draws, on the flow model's own canvas and on the larger ones."""
-    home = Bench(q.Models(flow), bench.samples, bench.seed, bench.judge)
+    home = Bench(flow, bench.samples, bench.seed, bench.judge)
     for where, setting in [(home, HOME), (bench, SETTINGS[SMALL]), (bench, SETTINGS[LARGE])]:
         for runs in (*FEW, q.RUNS):
             if results.lacks(spread_name(setting, runs)):

@@ -19,12 +19,15 @@ def section(part: Part, image: str) -> Iterator[str]:
     about = part.stored[0]["about"]
     yield "## Larger canvases"
     yield (
-        f"The poster model: the flow model's network and weights, trained on to posters of 2 x 2, 2 x 4 and 4 x 4 letters in one picture's colours, latents of up to 64 x 64 (those of a picture of 512 x 512 in "
+        f"The poster model: the flow model's network and weights, trained on to posters of 2 x 2, 2 x 4, 4 x 2 and 4 x 4 letters in one picture's colours, latents of up to 64 x 64 (those of a picture of 512 x 512 in "
         f"Stable Diffusion). {about['samples']} posters for each seed and row, {part.seeds} seeds, Euler, {p.HOME.steps} steps, guidance {p.HOME.cfg:g}, *simple*; calibrations of {q.RUNS} runs. Accuracy and Frechet distances are of the "
-        f"posters' cells, each as large as the small model's pictures; distances as above, to the full-precision posters of the same noise. *Bands*: moment matching with a gain for each of {bands.COUNT} rings of spatial frequency, not in the pack. The largest canvas has fewer rows to save "
-        "time: decided before any of its corrected rows was seen, after two seeds of the smaller one's."
+        f"posters' cells, each as large as the small model's pictures; distances as above, to the full-precision posters of the same noise. *Bands*: moment matching with a gain for each of {bands.COUNT} rings of spatial frequency, not in the pack."
     )
-    if p.SETTINGS[p.LARGE].size in " ".join(part.names):
+    if q.name(p.SETTINGS[p.LARGE], p.SPREAD, q.PLAIN) in part:
+        yield (
+            "The largest canvas has fewer rows to save time: decided before any of its corrected rows was seen, after two "
+            "seeds of the smaller one's."
+        )
         yield f"![Contact sheet]({image})"
     rows = [
         _row(part, p.SETTINGS[canvas], form, method)

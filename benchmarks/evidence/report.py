@@ -75,7 +75,7 @@ def _head(parts: dict[str, Part], command: str) -> Iterator[str]:
         f"in {main['precision']}; the runs take about {seconds / 60:.0f} minutes of one core."
     )
     yield (
-        "The model is the demo's: a flow model of 3.75 M parameters that draws coloured letters, 64 x 64 pixels, latents of 16 x 16 x 16; for quantization also its twin that predicts eps. "
+        "The model is the demo's: a flow model of 3.75 M parameters that draws coloured letters, 64 x 64 pixels, latents of 16 x 16 x 16; for quantization also its twin that predicts eps, and one trained on to posters of many letters, latents of up to 64 x 64. "
         "**They are toys. Read signs and orders of magnitude, not percentages**, and expect other models to differ. How it was measured, and what that can and cannot show, is at the end."
     )
 
