@@ -2,7 +2,7 @@
 
     python dev.py bench evidence [--full] [--samples=N] [--jobs=N] [--part=samg]
 
-Without --full: 32 samples for each seed and row (quantized models: 20, posters 8, and the main rows only), results and
+Without --full: 24 samples for each seed and row (quantized models: 20, posters 8, and the main rows only), results and
 report under .dev/evidence/. With it: 160 samples (24, 8), results in benchmarks/evidence/results/ and the report in
 docs/RESULTS.md, both in git. An interrupted command goes on where it stopped; what is already there is not made again,
 so that on a fresh clone --full only writes the report.
@@ -46,7 +46,7 @@ PARTS = {"samg": samg.cells, "qsilk": qsilk.cells, "real": None, "float32": refe
 QUANTIZED = dict(
     zip(report.QUANTIZED, itertools.product(quantization.PARTS.values(), quantization.SETTINGS), strict=True)
 ) | {posters.KIND: (posters.cells, posters.KIND)}
-SEEDS, QUICK, FULL = 5, 32, 160
+SEEDS, QUICK, FULL = 5, 24, 160
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
 QUICK_QUANTIZED, FULL_QUANTIZED = 20, 24  # samples of quantized models: more rows, differences within pairs
 POSTERS = 8  # samples of posters, of many letters each

@@ -161,6 +161,35 @@ def test_report_is_what_the_stored_numbers_give():
     assert report.text(BENCHMARKS / "evidence" / "results", "images", command) == path.read_text(encoding="utf-8")
 
 
+def test_the_short_table_has_a_report_too(tmp_path):
+    """From the stored numbers of its rows; it names every one of them, and no question that they cannot answer."""
+    from evidence import report
+
+    results, rows = BENCHMARKS / "evidence" / "results", set()
+    for path in results.glob("*.json"):
+        part, _, _ = path.stem.rpartition("-")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if part in report.QUANTIZED or part == report.posters.KIND:
+            stored["runs"] = {name: stored["runs"][name] for name in quick_rows(part)}
+            rows |= set(stored["runs"])
+        if stored["runs"]:
+            (tmp_path / path.name).write_text(json.dumps(stored), encoding="utf-8")
+    assert len(rows) > 20
+    text = report.text(tmp_path, "images", "command")
+    assert "theory must win" not in text
+    for name in rows:
+        assert f"| {name.rpartition('; ')[2].removesuffix(', float32')} |" in text, name
+
+
+def quick_rows(part):
+    from evidence import posters, quantization
+
+    if part == posters.KIND:
+        return [cell.name for cell in posters.cells(part) if cell.quick]
+    made, _, kind = part.partition("-")
+    return [cell.name for cell in quantization.PARTS[made](kind) if cell.quick]
+
+
 def test_q4_0_keeps_the_largest_and_clips_its_opposite():
     """Scale -1/8: 1 is level -8, -0.5 is 4, 0.9375 lies between 7 and 8 levels and goes to 7, -0.99 beyond the last one."""
     weight = torch.zeros(1, 64)

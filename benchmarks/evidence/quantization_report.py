@@ -204,14 +204,11 @@ def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
         (f"Moment matching from {q.RUNS} runs against {q.MANY}, {q.ABLATED.name}", ablated, q.MOMENTS, q.MANY_MOMENTS),
         ("Both against moment matching alone", heavy, q.BOTH, q.MOMENTS),
     ]
-    for row in rows:
-        yield _finding(found, *row)
+    for what, cells, method, base in rows:
+        changes = {measure: found.changes(cells, method, base, measure) for measure in NEAR}
+        if all(changes.values()):  # the short table lacks some
+            yield finding(what, changes)
     yield from _transfers(found)
-
-
-def _finding(found: Quantized, what: str, cells: Cells, method: str, base: str) -> tuple[str, str, str]:
-    cells = list(cells)
-    return finding(what, {measure: found.changes(cells, method, base, measure) for measure in NEAR})
 
 
 def finding(what: str, changes: dict[str, list[Estimate]]) -> tuple[str, str, str]:
@@ -223,8 +220,6 @@ def finding(what: str, changes: dict[str, list[Estimate]]) -> tuple[str, str, st
 
 
 def _range(changes: list[Estimate]) -> str:
-    if not changes:
-        return "-"
     low, high = (f"{math.exp(value):.2g}" for value in (min(v.mean for v in changes), max(v.mean for v in changes)))
     return f"x {low}" if low == high else f"x {low} to {high}"
 
