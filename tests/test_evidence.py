@@ -177,6 +177,7 @@ def test_the_short_table_has_a_report_too(tmp_path):
     assert len(rows) > 20
     text = report.text(tmp_path, "images", "command")
     assert "theory must win" not in text
+    assert " of 0" not in text
     for name in rows:
         assert f"| {name.rpartition('; ')[2].removesuffix(', float32')} |" in text, name
 

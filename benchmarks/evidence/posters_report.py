@@ -55,9 +55,9 @@ def findings(part: Part) -> Iterator[tuple[str, str, str]]:
 def _elsewhere(part: Part) -> Iterator[str]:
     rows = []
     for canvas, others in p.OTHER_SIZES.items():
-        for method in (q.PLAIN, q.MOMENTS, *map(p.of_size, others)):
-            if q.name(p.SETTINGS[canvas], p.SPREAD, method) in part:
-                rows.append(_row(part, p.SETTINGS[canvas], p.SPREAD, method))
+        methods = (q.PLAIN, q.MOMENTS, *map(p.of_size, others))
+        if all(q.name(p.SETTINGS[canvas], p.SPREAD, method) in part for method in methods):
+            rows += [_row(part, p.SETTINGS[canvas], p.SPREAD, method) for method in methods]
     if rows:
         yield "### Maps of one size at another"
         yield markdown(["latent", "format", "maps", *_header()], rows)

@@ -71,6 +71,8 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
         "in groups of 64 weights and by token, with a low-rank branch where it says *rank*; *GGUF Q4_0* rounds the same layers' weights in blocks of 32, *fp8* casts all weights. "
         "W8A8 ran in float32, and is compared with full precision in float32; everything else has bfloat16 products."
     )
+    if not any(found.changes(found.grid([q.NOISE]), q.DRIFT, q.PLAIN, measure) for measure in NEAR):
+        yield "This is the short table: of what is explained here it has the main rows only, the rest is with `--full`."
     yield "\n".join(
         [
             "- **quantized**: nothing is corrected. Every word below is against this row, paired by seed: the factor between the two (geometric mean over seeds), its 95 % t interval, a word.",
@@ -118,7 +120,8 @@ def _overall(found: Quantized) -> str:
     for method in (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH):
         cells = found.grid((*HEAVY, *MILD))
         changes = [value for measure in NEAR for value in found.changes(cells, method, q.PLAIN, measure)]
-        shown.append(f"*{method}*: {tally(changes)} of {len(changes)}")
+        if changes:
+            shown.append(f"*{method}*: {tally(changes)} of {len(changes)}")
     return (
         "**Found here**, against the uncorrected quantized model, over models, samplers, formats and the three measures of distance to full precision (real quantization only, without the white noise): "
         f"{'; '.join(shown)}."
