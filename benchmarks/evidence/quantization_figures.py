@@ -31,16 +31,16 @@ SHEET_FORMAT = HEAVY[0]
 def plot(found: Quantized, path: Path) -> None:
     """By format: each correction's distance to full precision as a multiple of plain quantization's, with its standard error."""
     settings = found.settings()
-    size = (4.1 * len(settings), 6.6)
+    forms, styles = _present(found)
+    size = (4.1 * len(settings), 1.6 + 0.63 * max(len(forms), 4))
     figure, axes = plt.subplots(
         2, len(settings), figsize=size, facecolor=PAPER, layout="constrained", sharey=True, sharex="row", squeeze=False
     )
-    forms = (*HEAVY, *MILD, q.NOISE)
     for row, (measure, label) in enumerate(MEASURES.items()):
         for axis, setting in zip(axes[row], settings, strict=True):
             for height, form in enumerate(reversed(forms)):
-                for offset, (method, (colour, marker)) in enumerate(STYLES.items()):
-                    y = height + 0.14 * (len(STYLES) / 2 - offset)
+                for offset, (method, (colour, marker)) in enumerate(styles.items()):
+                    y = height + 0.14 * ((len(styles) - 1) / 2 - offset)
                     for change in found.changes([(setting, form)], method, q.PLAIN, measure):
                         ends = [math.exp(change.mean + side * change.error) for side in (-1, 1)]
                         axis.plot(ends, [y, y], color=colour, linewidth=1)
@@ -50,16 +50,28 @@ def plot(found: Quantized, path: Path) -> None:
             axis.xaxis.set_major_locator(FixedLocator(TICKS))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_ylim(-0.6, len(forms) - 0.4)
             axis.set_yticks(range(len(forms)), [form.name for form in reversed(forms)])
             axis.grid(color=GRID, linewidth=0.6, which="both")
             axis.set_axisbelow(True)
             if row == 0:
                 axis.set_title(TITLES[setting.kind, setting.solver], fontsize=10)
-    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in STYLES.values()]
-    figure.legend(handles, list(STYLES), loc="outside lower center", ncols=len(STYLES), fontsize=9, frameon=False)
+    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in styles.values()]
+    figure.legend(handles, list(styles), loc="outside lower center", ncols=len(styles), fontsize=9, frameon=False)
     figure.suptitle("Left of 1: nearer to full precision than the uncorrected quantized model", fontsize=11)
     figure.savefig(path, dpi=100, facecolor=PAPER)
     plt.close(figure)
+
+
+def _present(found: Quantized) -> tuple[list[q.Format], dict[str, tuple[str, str]]]:
+    """Formats and corrections that have a row; the short table lacks some."""
+
+    def rows(form: q.Format, method: str) -> list:
+        return found.changes(found.grid([form]), method, q.PLAIN, "mse")
+
+    forms = [form for form in (*HEAVY, *MILD, q.NOISE) if any(rows(form, method) for method in STYLES)]
+    styles = {method: style for method, style in STYLES.items() if any(rows(form, method) for form in forms)}
+    return forms, styles
 
 
 def sheet(models: q.Models, path: Path) -> None:
