@@ -2,10 +2,10 @@
 
     python dev.py bench evidence [--full] [--samples=N] [--jobs=N] [--part=samg]
 
-Without --full: 24 samples for each seed and row (quantized models: 20, posters 8, and the main rows only), results and
-report under .dev/evidence/, 14 minutes on 2 cores from an empty clone. With it: 160 samples (24, 8), results in
+Without --full: 24 samples for each seed and row (quantized models: 20, posters 10, and the main rows only), results and
+report under .dev/evidence/, 14 minutes on 2 cores from an empty clone. With it: 160 samples (24, 10), results in
 benchmarks/evidence/results/ and the report in docs/RESULTS.md, both in git. An interrupted command goes on where it
-stopped; what is already there is not made again, so that on a fresh clone --full only writes the report.
+stopped; what is already there is not made again, so that on a fresh clone --full only draws and writes the report.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ from evidence import (
     report,
     runs,
     samg,
+    spread,
     subjects,
     table,
 )
 
 ROOT = _gimbal.ROOT
 KEPT = ROOT / ".dev" / "evidence"
+GIT = ROOT / "benchmarks" / "evidence" / "results"  # in git
 PARTS = {"samg": samg.cells, "qsilk": qsilk.cells, "real": None, "float32": reference.cells}
 QUANTIZED = dict(
     zip(report.QUANTIZED, itertools.product(quantization.PARTS.values(), quantization.SETTINGS), strict=True)
@@ -49,14 +51,18 @@ QUANTIZED = dict(
 SEEDS, QUICK, FULL = 5, 24, 160
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
 QUICK_QUANTIZED, FULL_QUANTIZED = 20, 24  # samples of quantized models: more rows, differences within pairs
-POSTERS = 8  # samples of posters, of many letters each
+POSTERS = 10  # samples of posters, of many letters each: every class once
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout, for its network classes")
-    parser.add_argument("--full", action="store_true", help="more samples; results and report where git keeps them")
-    parser.add_argument("--samples", type=int, help=f"for each seed and row (default {QUICK}, with --full {FULL})")
+    parser.add_argument(
+        "--full", action="store_true", help="more samples and rows; results and report where git keeps them"
+    )
+    parser.add_argument(
+        "--samples", type=int, help="of every row, instead of the numbers above; nothing goes into git"
+    )
     parser.add_argument(
         "--seeds", default=",".join(map(str, range(MORE_SEEDS))), help="comma-separated, of those a part has"
     )
@@ -75,8 +81,7 @@ def main() -> int:
     options = arguments()
     torch.set_num_threads(1)
     samples = options.samples or (FULL if options.full else QUICK)
-    kept = ROOT / "benchmarks" / "evidence" / "results" if options.full else KEPT / f"results-{samples}"
-    folder = options.results or kept
+    folder = options.results or results_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     if options.jobs > 1:
         judge.load(KEPT)  # made once, before several processes look for it
@@ -88,22 +93,40 @@ def main() -> int:
         precision = runs.stored_precision(folder) or fastest_precision()
     network = model.Network(options.comfyui, precision)
     with torch.inference_mode():
-        for place, (part, seed) in enumerate(itertools.product([*PARTS, *QUANTIZED], range(MORE_SEEDS))):
-            if options.part in (None, part) and seed in asked_for(options) and is_mine(options, place):
-                measure(options, network, samples, part, seed, precision, folder)
+        for part, seed in shared_out(options):
+            measure(options, network, samples, part, seed, precision, folder)
         if options.no_report or options.part:
             return 0
         write_report(network, samples, folder, options)
     return 0
 
 
-def asked_for(options: argparse.Namespace) -> set[int]:
-    return {int(seed) for seed in options.seeds.split(",")}
+def results_folder(options: argparse.Namespace) -> Path:
+    """One for each choice of samples and rows, as a file holds runs of one number of samples only."""
+    if options.samples is None:
+        return GIT if options.full else KEPT / "results-short"
+    return KEPT / f"results-{'full' if options.full else 'short'}-{options.samples}"
 
 
-def is_mine(options: argparse.Namespace, place: int) -> bool:
+def shared_out(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """Parts and seeds, of those asked for, that this process makes."""
+    asked = {int(seed) for seed in options.seeds.split(",")}
+    parts = [options.part] if options.part else [*PARTS, *QUANTIZED]
+    whole = [(part, seed) for part in parts for seed in range(seeds_of(part, options.full)) if seed in asked]
     job, jobs = map(int, options.share.split("/"))
-    return place % jobs == job
+    return whole[job::jobs]
+
+
+def seeds_of(part: str, full: bool) -> int:
+    """How many seeds a part has."""
+    if part == "float32":
+        return reference.PRECISION_SEEDS
+    if part not in QUANTIZED:
+        return SEEDS
+    cells, kind = QUANTIZED[part]
+    if not full:
+        return SEEDS if any(cell.quick for cell in cells(kind)) else 0
+    return MORE_SEEDS if cells is quantization.cells else SEEDS
 
 
 def in_processes(typed: list[str], jobs: int) -> int:
@@ -135,11 +158,9 @@ def measure(
     precision: str,
     folder: Path,
 ) -> None:
-    """What is lacking of one part and seed; nothing where the part has no such seed."""
+    """What is lacking of one part and seed."""
     if part in QUANTIZED:
         measure_quantized(options, part, seed, precision, folder)
-        return
-    if seed >= SEEDS:
         return
     critic = judge.load(KEPT)
     about = runs.about(samples, seed, "float32" if part == "float32" else precision)
@@ -148,7 +169,7 @@ def measure(
         reference.measure_real(samples, seed, critic, results)
     elif part != "float32":
         runs.make(part, PARTS[part](), model.Seed(network, samples, seed), critic, results)
-    elif precision != "float32" and seed < reference.PRECISION_SEEDS:
+    elif precision != "float32":
         runs.make(part, PARTS[part](), model.Seed(network.in_float32(), samples, seed), critic, results)
 
 
@@ -157,17 +178,14 @@ def measure_quantized(options: argparse.Namespace, part: str, seed: int, precisi
     large = part == posters.KIND
     samples = options.samples or (POSTERS if large else FULL_QUANTIZED if options.full else QUICK_QUANTIZED)
     chosen = [cell for cell in cells(kind) if options.full or cell.quick]
-    main = options.full and cells is quantization.cells
-    if not chosen or seed >= (MORE_SEEDS if main else SEEDS):
-        return
     models = made_once(kind, options.comfyui, precision)
     critic = judge.load(KEPT)
     about = runs.about(samples, seed, precision, subjects.weights(kind))
     results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     bench = quantization.Bench(models, samples, seed, posters.CellJudge(critic) if large else critic)
     quantization.make(part, chosen, bench, results)
-    if large and options.full:
-        posters.measure_spread(bench, made_once("flow", options.comfyui, precision), results)
+    if options.full:
+        spread.measure(part, bench, results)
 
 
 @cache
@@ -177,8 +195,10 @@ def made_once(kind: str, comfyui: Path, precision: str) -> quantization.Models:
 
 
 def write_report(network: model.Network, samples: int, folder: Path, options: argparse.Namespace) -> None:
-    path = ROOT / "docs" / "RESULTS.md" if options.full else folder / "RESULTS.md"
-    images = ROOT / "docs" / "images" if options.full else folder / "images"
+    report.check(folder)
+    kept = options.full and folder.resolve() == GIT
+    path = ROOT / "docs" / "RESULTS.md" if kept else folder / "RESULTS.md"
+    images = ROOT / "docs" / "images" if kept else folder / "images"
     images.mkdir(exist_ok=True)
     figures.frontier(table.Part(folder, "samg"), images / report.FRONTIER)
     figures.sheets(network, samples, images)
@@ -186,12 +206,13 @@ def write_report(network: model.Network, samples: int, folder: Path, options: ar
     quantized = quantization_report.Quantized({name: table.Part(folder, name) for name in report.QUANTIZED})
     quantization_figures.plot(quantized, plot)
     precision = str(network.dtype).removeprefix("torch.")
-    if options.full:  # the short table has no row of the largest canvas
+    if posters_report.has_largest(table.Part(folder, posters.KIND)):
         large = made_once(posters.KIND, options.comfyui, precision)
         posters_figures.sheet(large, images / posters_report.SHEET)
     for kind, sheet in zip(quantization.SETTINGS, sheets, strict=True):
         quantization_figures.sheet(made_once(kind, options.comfyui, precision), sheet)
     command = f"python dev.py bench evidence{' --full' if options.full else ''}"
+    command += f" --samples={options.samples}" if options.samples else ""
     path.write_text(report.text(folder, report.relative(images, path), command), encoding="utf-8")
     print(f"evidence: {path}", flush=True)
 

@@ -1,4 +1,4 @@
-"""What the trainings of the demo's models have in common: arguments, optimizer, the loop, and the file that comes of it."""
+"""What the trainings of the demo's models share: arguments, optimizer, the loop, and the file that comes of it."""
 
 from __future__ import annotations
 
@@ -59,15 +59,17 @@ def fit(
     recipe: dict[str, object],
     buffers: Sequence[Tensor] = (),
 ) -> None:
-    """Train, and write the averaged weights to args.output, now and then and at the end.
+    """Train, and write the averaged weights to args.output; until the end now and then to a file `.partial` beside it.
 
-    loss_of: the loss of a step's batch. recipe: what the file's metadata says beside the arguments. buffers: learned too.
+    loss_of: the loss of a step's batch. recipe: what the file's metadata says beside the arguments. buffers: learned
+    too.
     """
     optimizer = make_optimizer(network, buffers, args.rate)
     learned = [*network.parameters(), *buffers]
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     start = saved = time.monotonic()
     losses: list[float] = []
+    partial = args.output.with_suffix(".partial")
     for step in range(args.iterations):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step / args.iterations, step, args.rate)
@@ -85,7 +87,8 @@ def fit(
         if now - saved > SAVE_SECONDS or last:
             saved = now
             done = {"steps_done": step + 1, "seconds": round(now - start), "final_loss": round(mean, 4)}
-            save(args, average, recipe | done)
+            save(args, partial, average, recipe | done)
+    partial.replace(args.output)
     print(f"{args.output} ({args.output.stat().st_size / 2**20:.1f} MB)")
 
 
@@ -108,7 +111,7 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int) ->
             average[name].lerp_(value, 1 - decay)
 
 
-def save(args: argparse.Namespace, weights: dict[str, Tensor], recipe: dict[str, object]) -> None:
+def save(args: argparse.Namespace, path: Path, weights: dict[str, Tensor], recipe: dict[str, object]) -> None:
     about = {
         "classes": conditioning.CLASSES,
         "glyphs": args.glyphs,
@@ -119,6 +122,6 @@ def save(args: argparse.Namespace, weights: dict[str, Tensor], recipe: dict[str,
         "threads": args.threads,
         "machine": platform.machine(),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     half = {name: value.half().contiguous() for name, value in weights.items()}
-    save_file(half, args.output, metadata={"gimbal_demo": json.dumps(about | recipe)})
+    save_file(half, path, metadata={"gimbal_demo": json.dumps(about | recipe)})

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -107,31 +108,34 @@ def test_tails_and_kurtosis():
     assert metrics.kurtosis(5 * normal + 2) == pytest.approx(3.0, abs=0.1)
 
 
+def stored_part(folder, seeds):
+    """seeds: the rows of each, measures by name."""
+    for seed, rows in enumerate(seeds):
+        (folder / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
+    return table.Part(folder, "part")
+
+
 def test_results_are_paired_by_seed_and_rows_that_a_seed_lacks_left_out(tmp_path):
-    for seed, (plain, ours) in enumerate([(1.0, 0.5), (3.0, 2.0)]):
-        rows = {"plain": {"fd": plain}, "ours": {"fd": ours}} | ({"late": {"fd": 0.0}} if seed else {})
-        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
-    part = table.Part(tmp_path, "part")
+    first = {"plain": {"fd": 1.0}, "ours": {"fd": 0.5}}
+    second = {"plain": {"fd": 3.0}, "ours": {"fd": 2.0}, "late": {"fd": 0.0}}
+    part = stored_part(tmp_path, [first, second])
     assert part.names == ["plain", "ours"] and part.seeds == 2
     assert part.change("ours", "plain", "fd").mean == pytest.approx(-0.75)
 
 
 def test_change_as_a_factor_is_the_mean_of_logarithms(tmp_path):
     """Half and an eighth of the base: a quarter, the logarithms ln 2 either side of its own."""
-    for seed, ours in enumerate([0.5, 0.125]):
-        rows = {"plain": {"mse": 1.0}, "ours": {"mse": ours}}
-        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
-    change = table.Part(tmp_path, "part").log_change("ours", "plain", "mse")
+    part = stored_part(tmp_path, [{"plain": {"mse": 1.0}, "ours": {"mse": ours}} for ours in (0.5, 0.125)])
+    change = part.log_change("ours", "plain", "mse")
     assert (math.exp(change.mean), change.error) == pytest.approx((0.25, math.log(2)))
 
 
 def test_change_against_a_curve_seed_by_seed_and_pooled(tmp_path):
     """Curves y = 10 x + seed, rows 0.5 above them: both ways 0.5, without error, and nothing where no curve is."""
-    for seed in range(3):
-        rows = {f"curve {x}": {"x": x, "y": 10.0 * x + seed} for x in (0.0, 1.0, 2.0)}
+    seeds = [{f"curve {x}": {"x": x, "y": 10.0 * x + seed} for x in (0.0, 1.0, 2.0)} for seed in range(3)]
+    for seed, rows in enumerate(seeds):
         rows |= {"ours": {"x": 0.7 + 0.1 * seed, "y": 7.5 + 2 * seed}, "beyond": {"x": 3.0, "y": 0.0}}
-        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
-    part, curve = table.Part(tmp_path, "part"), [f"curve {x}" for x in (0.0, 1.0, 2.0)]
+    part, curve = stored_part(tmp_path, seeds), [f"curve {x}" for x in (0.0, 1.0, 2.0)]
     for change in (part.against_curve, part.pooled_against_curve):
         assert change("ours", curve, "x", "y")[:2] == pytest.approx((0.5, 0.0), abs=1e-9)
         assert change("beyond", curve, "x", "y").n == 0
@@ -139,11 +143,17 @@ def test_change_against_a_curve_seed_by_seed_and_pooled(tmp_path):
 
 def test_jackknife_of_a_mean_is_its_standard_error(tmp_path):
     """Where the curve is flat in y the pooled change is a plain mean, 2, of 1, 2 and 3: error sqrt(1 / 3)."""
-    for seed in range(3):
-        rows = {"a": {"x": 0.0, "y": 5.0}, "b": {"x": 1.0, "y": 5.0}, "ours": {"x": 0.5, "y": 6.0 + seed}}
-        (tmp_path / f"part-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": rows}))
-    found = table.Part(tmp_path, "part").pooled_against_curve("ours", ["a", "b"], "x", "y", log=True)
+    flat = {"a": {"x": 0.0, "y": 5.0}, "b": {"x": 1.0, "y": 5.0}}
+    part = stored_part(tmp_path, [flat | {"ours": {"x": 0.5, "y": 6.0 + seed}} for seed in range(3)])
+    found = part.pooled_against_curve("ours", ["a", "b"], "x", "y", log=True)
     assert (found.mean, found.error) == pytest.approx((2.0, math.sqrt(1 / 3)))
+
+
+def test_a_root_over_seeds_is_pooled_before_it_is_taken(tmp_path):
+    """So that a seed whose estimate is below 0 counts against the others."""
+    part = stored_part(tmp_path, [{"row": {"of": value}} for value in (4.0, -4.0, 8.0, 8.0)])
+    assert part.root_mean("row", "of").mean == pytest.approx(2.0, rel=0.2)
+    assert stored_part(tmp_path, [{"row": {"of": -1.0}}] * 4).root_mean("row", "of").mean == 0.0
 
 
 def test_numbers_have_as_many_digits_as_their_error():
@@ -162,33 +172,71 @@ def test_report_is_what_the_stored_numbers_give():
 
 
 def test_the_short_table_has_a_report_too(tmp_path):
-    """From the stored numbers of its rows; it names every one of them, and no question that they cannot answer."""
-    from evidence import report
+    """From the stored numbers of its rows: each of them is in its table, and no question that they cannot answer."""
+    from evidence import posters, quantization, quantization_report, report
 
-    results, rows = BENCHMARKS / "evidence" / "results", set()
-    for path in results.glob("*.json"):
-        part, _, _ = path.stem.rpartition("-")
+    cells = {
+        f"quantized-{kind}": [cell for cell in quantization.cells(kind) if cell.quick]
+        for kind in quantization.SETTINGS
+    } | {posters.KIND: [cell for cell in posters.cells(posters.KIND) if cell.quick]}
+    for path in (BENCHMARKS / "evidence" / "results").glob("*.json"):
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if part in report.QUANTIZED or part == report.posters.KIND:
-            stored["runs"] = {name: stored["runs"][name] for name in quick_rows(part)}
-            rows |= set(stored["runs"])
+        part = path.stem.rpartition("-")[0]
+        if part in report.QUANTIZED or part == posters.KIND:
+            names = [cell.name for cell in cells.get(part, ())]
+            stored["runs"] = {name: stored["runs"][name] for name in names}
         if stored["runs"]:
             (tmp_path / path.name).write_text(json.dumps(stored), encoding="utf-8")
-    assert len(rows) > 20
     text = report.text(tmp_path, "images", "command")
-    assert "theory must win" not in text
-    assert " of 0" not in text
-    for name in rows:
-        assert f"| {name.rpartition('; ')[2].removesuffix(', float32')} |" in text, name
+    assert "theory must win" not in text and " of 0" not in text
+    for cell in [cell for each in cells.values() for cell in each]:
+        setting = cell.setting
+        if setting.kind == posters.KIND:
+            table_, start = text.partition("## Larger canvases")[2], f"{setting.size} | "
+        else:
+            title = quantization_report.TITLES[setting.kind, setting.solver]
+            table_, start = text.partition(f"### {title}")[2].partition("##")[0], ""
+        form = cell.form.name if cell.method != quantization.FULL else "" if start else "all but W8A8"
+        assert f"\n| {start}{form} | {cell.method} | " in table_, cell.name
 
 
-def quick_rows(part):
-    from evidence import posters, quantization
+def test_a_report_wants_two_seeds(tmp_path):
+    from evidence import report
 
-    if part == posters.KIND:
-        return [cell.name for cell in posters.cells(part) if cell.quick]
-    made, _, kind = part.partition("-")
-    return [cell.name for cell in quantization.PARTS[made](kind) if cell.quick]
+    for path in (BENCHMARKS / "evidence" / "results").glob("*-seed0.json"):
+        shutil.copy(path, tmp_path)
+    with pytest.raises(ValueError, match="has 1 seeds of the part samg"):
+        report.text(tmp_path, "images", "command")
+
+
+def test_posters_are_judged_cell_by_cell_with_their_own_class():
+    from evidence import posters
+
+    class Judge:
+        def measures(self, latents, labels):
+            return {"of": [(float(latent.mean()), int(label)) for latent, label in zip(latents, labels, strict=True)]}
+
+    side = posters.SIDE
+    latents = torch.arange(12.0).reshape(2, 1, 2, 3).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    found = posters.CellJudge(Judge()).measures(latents, torch.tensor([3, 7]))["of"]
+    assert sorted(found) == [(value, 3 if value < 6 else 7) for value in range(12)]
+
+
+def test_spread_tells_what_draws_share_from_what_each_adds():
+    from evidence import spread
+
+    common, ours, theirs = 0.3, torch.tensor([0.1, -0.1, 0.1, -0.1]), torch.tensor([0.1, 0.1, -0.1, -0.1])
+
+    class Trial:
+        def maps(self, runs, again):
+            own = (ours, theirs)[again] * runs
+            return [((common + own).exp(), 2 * own)] * 3
+
+    found = spread.between_draws(Trial(), 2)
+    assert found["scale_common"] == pytest.approx(0.09)
+    assert found["scale_own"] == pytest.approx(0.04)
+    assert found["shift_common"] == pytest.approx(0.0, abs=1e-9)
+    assert found["shift_own"] == pytest.approx(0.16)
 
 
 def test_q4_0_keeps_the_largest_and_clips_its_opposite():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gimbal.calibration.statistics import QDriftStatistics
+from gimbal.calibration.summary import relative_error
 from gimbal.core.plan import Plan, Variance, make_plan
 from gimbal.core.solvers import run
 
@@ -33,6 +34,7 @@ FULL, PLAIN, DRIFT, MOMENTS, BOTH = "full precision", "quantized", "drift", "mom
 BANDS = f"moments, {bands.COUNT} bands"
 PAPER, GAIN = "drift, rule paper", "gain inversion"
 SCALAR, MANY_DRIFT, MANY_MOMENTS = "drift, scalar", f"drift, K = {MANY}", f"moments, K = {MANY}"
+ONE_MOMENTS = "moments, K = 1"
 BIAS, STOCHASTIC = "bias correction", "bias correction, stochastic"
 OWN, SHARED, INTERPOLATED, OTHER_CLASSES = "own maps", "shared out", "interpolated", "maps of other classes"
 SAME = "maps of cfg 3"
@@ -146,7 +148,7 @@ class Trial:
         return self._once(("bands", runs), lambda: self._calibrate(runs, fit))
 
     def _calibrate(self, runs: int, measure: Callable, again: int = 0) -> object:
-        """On noise and classes that no sample of the evaluation has, others for each seed."""
+        """On noise that no sample of the evaluation has, other noise and classes for each seed."""
         draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
         labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
         x = self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
@@ -252,6 +254,7 @@ METHODS: dict[str, Callable[[Bench, Trial], Tensor]] = {
     GAIN: lambda bench, trial: trial.sample(bias=calibrate.gain_inversion(trial.statistics())),
     MOMENTS: lambda bench, trial: trial.sample(maps=trial.maps()),
     MANY_MOMENTS: lambda bench, trial: trial.sample(maps=trial.maps(MANY)),
+    ONE_MOMENTS: lambda bench, trial: trial.sample(maps=trial.maps(1)),
     BANDS: lambda bench, trial: trial.sample(maps=trial.band_maps(), apply=bands.mapped),
     BOTH: lambda bench, trial: trial.sample(maps=trial.maps(drift=True), variance=trial.variance()),
 }
@@ -267,7 +270,8 @@ def methods(setting: Setting, form: Format) -> tuple[str, ...]:
         return (PLAIN, DRIFT, *paper)
     if form in MILD:
         return (PLAIN, DRIFT, MOMENTS)
-    return (PLAIN, DRIFT, *paper, GAIN, MOMENTS, BOTH, *(ABLATIONS if form is ABLATED else ()))
+    more = ABLATIONS if form is ABLATED else (ONE_MOMENTS,) if form is TRANSFERRED else ()
+    return (PLAIN, DRIFT, *paper, GAIN, MOMENTS, BOTH, *more)
 
 
 def cells(kind: str) -> Iterator[Cell]:
@@ -326,13 +330,7 @@ def make(part: str, chosen: Sequence[Cell], bench: Bench, results: Results) -> N
         if cell.method != FULL:
             measures |= bench.reference(cell.setting, cell.form).distances(latents)
         if cell.method == PLAIN and cell.form is not NOISE:
-            measures["error"] = _relative_error(trial.statistics())
+            measures["error"] = relative_error(trial.statistics())
         seconds = time.process_time() - began
         results.add(cell.name, measures | {"seconds": seconds})
         print(f"{part}, seed {bench.seed}: {cell.name} ({seconds:.0f} s)", flush=True)
-
-
-def _relative_error(statistics: QDriftStatistics) -> float:
-    """Of the model's output, all channels and noise levels alike: root of the mean square of sqrt(E delta^2 / E eps^2)."""
-    levels = [statistics.moments(i).pooled().relative_error() for i in range(len(statistics.sigma))]
-    return float(torch.stack(levels).square().mean().sqrt())

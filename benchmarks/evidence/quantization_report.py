@@ -96,6 +96,7 @@ def section(found: Quantized, images: Sequence[str]) -> Iterator[str]:
         "seeds); two seeds more than the five planned (all rows of five). "
         "With so few samples a row without a word may still have an effect; its interval says how large."
     )
+    yield from _errors(found)
     yield f"![What each correction does to the distance from full precision]({images[0]})"
     yield from (f"![Contact sheet]({image})" for image in images[1:])
     for setting in found.settings():
@@ -128,6 +129,19 @@ def _overall(found: Quantized) -> str:
     )
 
 
+def _errors(found: Quantized) -> Iterator[str]:
+    """How far the formats are from full precision at all, in the unit of the pack's own report."""
+    rows = []
+    for form in (*HEAVY, *MILD):
+        names = [(found.main(setting), q.name(setting, form, q.PLAIN)) for setting in found.settings()]
+        if all(name in part for part, name in names):
+            rows.append([form.name, *[plus_minus(part.mean(name, "error"), percent=True) for part, name in names]])
+    yield (
+        "How far the uncorrected models are from full precision, as *Q-Drift Report* says it of one's own: the error of the guided output at full precision's states, in percent of the signal (root mean squares, all noise levels and channels together)."
+    )
+    yield markdown(["format", *[TITLES[setting.kind, setting.solver] for setting in found.settings()]], rows)
+
+
 def table(found: Quantized, setting: Setting) -> str:
     part = found.main(setting)
     rows = []
@@ -136,8 +150,8 @@ def table(found: Quantized, setting: Setting) -> str:
             row = q.name(setting, form, method)
             if row in part and (method != q.FULL or form is HEAVY[0] or form.exact):
                 shown = ["all but W8A8" if form is HEAVY[0] else form.name, method] if method == q.FULL else None
-                rows.append([*(shown or [form.name, method]), *_cells(part, row, q.name(setting, form, q.PLAIN))])
-    return markdown(["format", "method", *_header()], rows)
+                rows.append([*(shown or [form.name, method]), *measured(part, row, q.name(setting, form, q.PLAIN))])
+    return markdown(["format", "method", *header()], rows)
 
 
 def transfer_table(part: Part, kind: str) -> str:
@@ -148,8 +162,8 @@ def transfer_table(part: Part, kind: str) -> str:
             there = f"{setting.steps} steps, guidance {setting.cfg:g}, {setting.scheduler}"
             there += "" if setting.classes == "all" else ", last five classes"
             base = q.name(setting, cell.form, q.PLAIN)
-            rows.append([there, cell.method, *_cells(part, cell.name, base)])
-    return markdown(["used at", "method", *_header()], rows)
+            rows.append([there, cell.method, *measured(part, cell.name, base)])
+    return markdown(["used at", "method", *header()], rows)
 
 
 def times(change: Estimate) -> str:
@@ -160,12 +174,13 @@ def times(change: Estimate) -> str:
     return f"x {mean:.3g} [{low:.3g}, {high:.3g}] **{change.word}**"
 
 
-def _header() -> list[str]:
+def header() -> list[str]:
+    """Of what `measured` gives."""
     pairs = [text for label in NEAR.values() for text in (f"{label} to full precision", "change")]
     return [*pairs, "accuracy, %", "FD features to real", "FD pixels to real", "std / real"]
 
 
-def _cells(part: Part, row: str, base: str) -> list[str]:
+def measured(part: Part, row: str, base: str) -> list[str]:
     cells = []
     for measure in NEAR:
         if measure not in part.stored[0]["runs"][row]:
@@ -180,7 +195,7 @@ def _cells(part: Part, row: str, base: str) -> list[str]:
 def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
     """A question, what is found, a verdict by fixed rules."""
     everywhere, heavy, mild = found.settings(), found.grid(HEAVY), found.grid(MILD)
-    ablated, noise = found.grid([q.ABLATED]), found.grid([q.NOISE])
+    ablated, one_run, noise = (found.grid([form]) for form in (q.ABLATED, q.TRANSFERRED, q.NOISE))
     low = found.grid([HEAVY[1]])
     plain = [cell for cell in heavy if cell not in low]
     dpm = found.grid(HEAVY, [setting for setting in everywhere if setting.solver == "dpmpp_2m"])
@@ -205,6 +220,7 @@ def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
         (f"Moment matching, {branch}", low, q.MOMENTS, q.PLAIN),
         ("Moment matching, mild formats", mild, q.MOMENTS, q.PLAIN),
         (f"Moment matching from {q.RUNS} runs against {q.MANY}, {q.ABLATED.name}", ablated, q.MOMENTS, q.MANY_MOMENTS),
+        (f"Moment matching from one run against {q.RUNS}, {q.TRANSFERRED.name}", one_run, q.ONE_MOMENTS, q.MOMENTS),
         ("Both against moment matching alone", heavy, q.BOTH, q.MOMENTS),
     ]
     for what, cells, method, base in rows:

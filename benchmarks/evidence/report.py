@@ -29,10 +29,8 @@ FRONTIER = "samg_frontier.png"
 
 def text(folder: Path, images: str, command: str) -> str:
     """Markdown. folder: of the stored numbers; images: path of the figures' folder from the report; command: as typed."""
+    check(folder)
     parts = {name: Part(folder, name) for name in PARTS}
-    missing = [name for name in ("samg", "qsilk", "real") if not parts[name].names]
-    if missing:
-        raise ValueError(f"evidence: {folder} has no results of {', '.join(missing)}; run the command without --part.")
     sheets = [f"{images}/{sheet_name(guidance)}" for guidance in qsilk.SHEETS]
     quantized = quantization_report.Quantized(parts)
     blocks = [
@@ -42,11 +40,22 @@ def text(folder: Path, images: str, command: str) -> str:
         *samg_report.section(parts["samg"], f"{images}/{FRONTIER}"),
         *qsilk_report.section(parts["qsilk"], parts["real"], sheets),
         *quantization_report.section(quantized, [f"{images}/{name}" for name in quantization_report.IMAGES]),
-        *posters_report.section(parts[posters.KIND], f"{images}/{posters_report.SHEET}"),
+        *posters_report.section(parts, f"{images}/{posters_report.SHEET}"),
         *_precision(parts),
         *_method(parts),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def check(folder: Path) -> None:
+    """ValueError where there is too little for a report."""
+    for name in ("samg", "qsilk", "real"):
+        part = Part(folder, name)
+        if not part.names or part.seeds < 2:
+            raise ValueError(
+                f"evidence: {folder} has {part.seeds} seeds of the part {name}; a report needs 2 or more of each: run the "
+                "command without --part and --seeds."
+            )
 
 
 def sheet_name(guidance: float) -> str:

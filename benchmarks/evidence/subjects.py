@@ -85,5 +85,5 @@ def weights(kind: str) -> Path:
 
 
 def noise(count: int, seed: int, canvas: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
-    """(count, C, *canvas). A longer draw of a seed does not begin with a shorter one."""
+    """(count, C, *canvas)."""
     return torch.randn(count, latent.CHANNELS, *canvas, generator=torch.Generator().manual_seed(seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from . import runs
@@ -68,11 +68,22 @@ class Part:
             )
             return mean(row, measure) - (math.exp(there) if log else there)
 
-        count = self.seeds
-        whole = change(range(count))
-        without = [change([seed for seed in range(count) if seed != left]) for left in range(count)]
-        pseudo = [count * whole - (count - 1) * value for value in without]
-        return estimate(pseudo if not any(map(math.isnan, pseudo)) else [])
+        return jackknife(change, self.seeds)
+
+    def root_mean(self, row: str, measure: str) -> Estimate:
+        """Root of the mean over seeds, 0 where that is negative, with the error of the jackknife over seeds."""
+        values = self.values(row, measure)
+        return jackknife(lambda seeds: max(math.fsum(values[i] for i in seeds) / len(seeds), 0.0) ** 0.5, self.seeds)
+
+
+def jackknife(value: Callable[[Sequence[int]], float], count: int) -> Estimate:
+    """Of what is found from all of `count` samples, by leaving out each; n = 0 where it is nan, or the samples too few."""
+    if count < 2:
+        return estimate([])
+    whole = value(range(count))
+    without = [value([each for each in range(count) if each != left]) for left in range(count)]
+    pseudo = [count * whole - (count - 1) * each for each in without]
+    return estimate(pseudo if not any(map(math.isnan, pseudo)) else [])
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
