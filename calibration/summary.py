@@ -12,12 +12,10 @@ from . import trial
 if TYPE_CHECKING:
     from .statistics import QDriftStatistics
 
-# Relative errors between which the formats measured in EVIDENCE.md section 1.2 lie. The figures in brackets follow from
-# the mean V and slope a of its section 1.4 (V halved for a velocity, whose variance is near 2):
-# E[delta^2]/E[eps^2] = V + a^2 (1 - V)/(1 - a)^2.
-SLIGHT = 0.1  # below it W8A8 (4 % VE, 7 % flow): nothing to see. Above it W4A8 and W8A6 (14 to 25 %): a little
-VISIBLE = 0.3  # above it SVDQuant-like 4 bit (40 and 43 %), the one case in which Q-Drift helped, on VE alone
-DAMAGE = 0.5  # above it plain 4-bit activations (56 to 60 %; all of flow's 4 bit): mostly a shift, Q-Drift did harm
+# Relative errors between which the formats of docs/RESULTS.md lie (its table of how far they are from full precision).
+SLIGHT = 0.1  # below it 8 bit on flow (5 to 6 %): nothing to see. Above it W4A8, Q4_0 and 8 bit on eps: a little
+VISIBLE = 0.3  # above it 4 bit with a low-rank branch in a study of smaller models: Q-Drift helped on VE
+DAMAGE = 0.5  # above it 4-bit activations (flow 55 to 76 %, eps more): Q-Drift did harm on flow and nothing on eps
 
 
 def levels(sigma: Tensor) -> str:
