@@ -61,10 +61,13 @@ def arguments() -> argparse.Namespace:
         "--full", action="store_true", help="more samples and rows; results and report where git keeps them"
     )
     parser.add_argument(
-        "--samples", type=int, help="of every row, instead of the numbers above; nothing goes into git"
+        "--samples", type=sample_count, help="of every row, instead of the numbers above; nothing goes into git"
     )
     parser.add_argument(
-        "--seeds", default=",".join(map(str, range(MORE_SEEDS))), help="comma-separated, of those a part has"
+        "--seeds",
+        type=seed_list,
+        default=",".join(map(str, range(MORE_SEEDS))),
+        help="comma-separated, of those a part has",
     )
     parser.add_argument("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
@@ -73,6 +76,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of the numbers")
     parser.add_argument("--no-report", action="store_true", help="make the runs only")
     return parser.parse_args()
+
+
+def sample_count(text: str) -> int:
+    count = int(text)
+    if count < 2:
+        raise argparse.ArgumentTypeError(f"{count} samples have no covariance; ask for 2 or more")
+    return count
+
+
+def seed_list(text: str) -> set[int]:
+    seeds = {int(seed) for seed in text.split(",")}
+    if unknown := seeds - {*range(MORE_SEEDS)}:
+        raise argparse.ArgumentTypeError(f"no part has seed {min(unknown)}; there are 0 to {MORE_SEEDS - 1}")
+    return seeds
 
 
 def main() -> int:
@@ -110,9 +127,8 @@ def results_folder(options: argparse.Namespace) -> Path:
 
 def shared_out(options: argparse.Namespace) -> list[tuple[str, int]]:
     """Parts and seeds, of those asked for, that this process makes."""
-    asked = {int(seed) for seed in options.seeds.split(",")}
     parts = [options.part] if options.part else [*PARTS, *QUANTIZED]
-    whole = [(part, seed) for part in parts for seed in range(seeds_of(part, options.full)) if seed in asked]
+    whole = [(part, seed) for part in parts for seed in range(seeds_of(part, options.full)) if seed in options.seeds]
     job, jobs = map(int, options.share.split("/"))
     return whole[job::jobs]
 

@@ -38,7 +38,10 @@ def argument_parser(
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Before anything is drawn or initialised."""
+    """Before anything is drawn or initialised. ValueError where there is nothing to train with."""
+    for name, least in {"iterations": 1, "glyphs": len(conditioning.CLASSES)}.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; give {least} or more.")
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 

@@ -60,6 +60,16 @@ def test_weights_and_buffers_are_learned_and_the_recipe_is_kept(tmp_path, fittin
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("wrong", [{"iterations": 0}, {"glyphs": 9}])
+def test_nothing_to_train_with_is_said_before_anything_is_made(tmp_path, fitting, wrong):
+    args = arguments(tmp_path / "line.safetensors", 1)
+    args.glyphs = 10
+    vars(args).update(wrong)
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"--{name} is {value}"):
+        fitting.prepare(args)
+
+
 def test_a_stopped_training_leaves_the_file_there_was(tmp_path, fitting, monkeypatch):
     monkeypatch.setattr(fitting, "SAVE_SECONDS", 0.0)
     network, path = Line(), tmp_path / "line.safetensors"
