@@ -14,7 +14,7 @@ from torch import Tensor
 from .moments import JointMoments, StateMoments
 from .residual import Residual
 from .statistics import SIGMA_TOLERANCE
-from .trajectory import write_whole
+from .trajectories import write_whole
 
 FORMAT = "gimbal.qdrift.run/2"
 

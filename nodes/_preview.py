@@ -9,10 +9,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ._hooks import stages_of
-from ._observe import Look, Seen
-from ._picture import strip
-from ._stages import Stage
+from ..host.sampling.hooks import stages_of
+from ..host.sampling.observe import Look, Seen
+from ..host.pictures.maps import strip
+from ..host.sampling.stages import Stage
 
 logger = logging.getLogger(__name__)
 

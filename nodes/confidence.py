@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from ..core.confidence import gradient_confidence, tile_confidence
 from . import _inputs, _preview
-from ._hooks import add_stage
-from ._picture import Row, strip
-from ._stages import Call, DenoisedStage, Window
+from ..host.sampling.hooks import add_stage
+from ..host.pictures.maps import Row, strip
+from ..host.sampling.stages import Call, DenoisedStage, Window
 
 SOURCES = ("gradient", "attention")
 

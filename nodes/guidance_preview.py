@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import _preview
-from ._picture import Row, strip
+from ..host.pictures.maps import Row, strip
 from .samg import SAMGStage
 
 

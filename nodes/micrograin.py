@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..core.micrograin import micrograin
 from . import _inputs
-from ._hooks import add_stage
-from ._latent import on_latent
-from ._stages import Call, DenoisedStage, Window
+from ..host.sampling.hooks import add_stage
+from ..host.sampling.latent import on_latent
+from ..host.sampling.stages import Call, DenoisedStage, Window
 
 FORMS = ["hard", "smooth", "tanh"]
 

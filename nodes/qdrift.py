@@ -7,10 +7,10 @@ from comfy_api.latest import io
 
 from ..core.plan import CHOICES
 from . import _inputs
-from ._correction import ADVISED, CORRECTIONS, FIRST_ORDER, REFUSE, Correction
-from ._hooks import exchange_sampler
-from ._qdrift_inputs import Statistics
-from ._stages import Window
+from ..host.correction import ADVISED, CORRECTIONS, FIRST_ORDER, REFUSE, Correction
+from ..host.sampling.hooks import exchange_sampler
+from ._calibrating import Statistics
+from ..host.sampling.stages import Window
 
 BIAS = ("off", "deterministic", "stochastic")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import _calibration, _finish, _origin, _qdrift_inputs
-from ._calibration import Aim, Calibration, Twins
-from ._recording import Progress, store_for
+from ..host.calibrating import calibration, finish
+from ..host import identity
+from . import _calibrating
+from ..host.calibrating.calibration import Aim, Calibration, Twins
+from ..host.calibrating.recording import Progress, store_for
 
 MODES = ("two passes", "interleaved")
 
@@ -24,11 +26,11 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             "at the same states, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs "
             "to models/qdrift. Goes on where it was after a Cancel.",
             inputs=[
-                _qdrift_inputs.full_model(),
-                _qdrift_inputs.quantized_model(),
-                *_qdrift_inputs.schedule(),
-                *_qdrift_inputs.prompts(),
-                _qdrift_inputs.correction(),
+                _calibrating.full_model(),
+                _calibrating.quantized_model(),
+                *_calibrating.schedule(),
+                *_calibrating.prompts(),
+                _calibrating.correction(),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -36,10 +38,10 @@ class GimbalQDriftCalibrate(io.ComfyNode):
                     tooltip="two passes: one model on the device at a time. interleaved: the models by turns, run by run; "
                     "for who has the memory for both. The result is the same.",
                 ),
-                _qdrift_inputs.trim(),
-                _qdrift_inputs.filename("calibration"),
+                _calibrating.trim(),
+                _calibrating.filename("calibration"),
             ],
-            outputs=_finish.outputs(),
+            outputs=finish.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
@@ -50,48 +52,48 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         prompts, negative_prompt, correction, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         full, quantized = (
-            _finish.checked(cls.NAME, "full_model", full_model),
-            _finish.checked(cls.NAME, "quantized_model", quantized_model),
+            finish.checked(cls.NAME, "full_model", full_model),
+            finish.checked(cls.NAME, "quantized_model", quantized_model),
         )
         full.check_same(cls.NAME, "full_model", quantized, "quantized_model")
-        schedule = _qdrift_inputs.made_schedule(
+        schedule = _calibrating.made_schedule(
             cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas
         )
-        digests = [_origin.weights_digest(model) for model in (full_model, quantized_model)]
-        keys = [_origin.identity(*pair) for pair in zip((full_model, quantized_model), digests, strict=True)]
+        digests = [identity.weights_digest(model) for model in (full_model, quantized_model)]
+        keys = [identity.identity(*pair) for pair in zip((full_model, quantized_model), digests, strict=True)]
         if keys[0] == keys[1]:
             raise ValueError(
                 f"{cls.NAME}: full_model and quantized_model are the same model, so the error would be exactly 0; "
                 "connect the quantized one to quantized_model."
             )
-        planned = _qdrift_inputs.made_runs(
+        planned = _calibrating.made_runs(
             cls.NAME,
             cfg,
-            _qdrift_inputs.seeds(first_seed, runs + held_out),
+            _calibrating.seeds(first_seed, runs + held_out),
             positive,
             negative,
             clip,
             prompts,
             negative_prompt,
         )
-        twins = Twins(full, full_model, quantized_model, _calibration.full_key(full, keys[0], schedule), keys[1])
+        twins = Twins(full, full_model, quantized_model, calibration.full_key(full, keys[0], schedule), keys[1])
         aim = Aim(correction, held_out)
         total = (runs + held_out + aim.model_runs(runs)) * schedule.steps
-        progress = Progress(cls.NAME, _finish.unique_id(cls), total)
+        progress = Progress(cls.NAME, finish.unique_id(cls), total)
         calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
         store = store_for(twins.full_key, full.channels, schedule, planned)
         results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved(store)
-        output = _finish.finish(
+        output = finish.finish(
             cls,
             calibration,
             results,
             store,
             filename,
-            full_model=_finish.name_of(cls, full_model, "full_model"),
+            full_model=finish.name_of(cls, full_model, "full_model"),
             full_digest=digests[0],
-            quantized_model=_finish.name_of(cls, quantized_model, "quantized_model"),
+            quantized_model=finish.name_of(cls, quantized_model, "quantized_model"),
             quantized_digest=digests[1],
-            quantization=_origin.quantization(quantized_model),
+            quantization=identity.quantization(quantized_model),
         )
         store.clear()
         return output

@@ -8,7 +8,8 @@ import logging
 from comfy_api.latest import io
 
 from ..calibration.statistics import QDriftStatistics
-from . import _qdrift_folder, _qdrift_inputs
+from ..host import qdrift_folder
+from . import _calibrating
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +27,23 @@ class GimbalQDriftLoad(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_qdrift_folder.statistics_names(),
+                    options=qdrift_folder.statistics_names(),
                     tooltip="A file in models/qdrift, as Q-Drift Calibrate wrote it. Press R after a calibration to see it.",
                 )
             ],
-            outputs=[_qdrift_inputs.Statistics.Output(display_name="stats")],
+            outputs=[_calibrating.Statistics.Output(display_name="stats")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         try:
-            return hashlib.blake2b(_qdrift_folder.statistics_path(cls.NAME, file).read_bytes()).hexdigest()
+            return hashlib.blake2b(qdrift_folder.statistics_path(cls.NAME, file).read_bytes()).hexdigest()
         except (ValueError, OSError):
             return "missing"  # said by execute
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(QDriftStatistics.load(_qdrift_folder.statistics_path(cls.NAME, file)))
+        return io.NodeOutput(QDriftStatistics.load(qdrift_folder.statistics_path(cls.NAME, file)))
 
 
 class GimbalQDriftMerge(io.ComfyNode):
@@ -50,7 +51,7 @@ class GimbalQDriftMerge(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        part = _qdrift_inputs.Statistics.Input
+        part = _calibrating.Statistics.Input
         tooltip = "Statistics of the same models, schedule and cfg, from other seeds or prompts."
         return io.Schema(
             node_id="GimbalQDriftMerge",
@@ -71,7 +72,7 @@ class GimbalQDriftMerge(io.ComfyNode):
                 ),
             ],
             outputs=[
-                _qdrift_inputs.Statistics.Output(display_name="stats"),
+                _calibrating.Statistics.Output(display_name="stats"),
                 io.String.Output(display_name="path"),
             ],
             is_output_node=True,
@@ -86,7 +87,7 @@ class GimbalQDriftMerge(io.ComfyNode):
             raise ValueError(f"{cls.NAME}: {str(error).removeprefix('QDriftStatistics.merge: ')}") from error
         if not filename.strip():
             return io.NodeOutput(merged, "")
-        path = _qdrift_folder.save(merged, filename)
+        path = qdrift_folder.save(merged, filename)
         logger.info("%s: wrote %s, %d runs of %d calibrations.", cls.NAME, path, merged.provenance.runs, len(parts))
         return io.NodeOutput(merged, str(path))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..calibration import report
-from . import _qdrift_inputs
-from ._report_picture import picture
+from . import _calibrating
+from ..host.pictures.report import picture
 
 
 class GimbalQDriftReport(io.ComfyNode):
@@ -20,7 +20,7 @@ class GimbalQDriftReport(io.ComfyNode):
             category="gimbal/qdrift",
             description="Shows how large a quantized model's error is, step by step and channel by channel, how stable "
             "the measurement is over the runs, and what to expect of correcting it.",
-            inputs=[_qdrift_inputs.Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge.")],
+            inputs=[_calibrating.Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge.")],
             outputs=[io.Image.Output(display_name="report"), io.String.Output(display_name="text")],
             is_output_node=True,
         )

@@ -7,12 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..calibration.trajectory import InFolder, read_header, write_header
-from . import _calibration, _finish, _origin, _qdrift_folder, _qdrift_inputs
-from ._calibration import Aim, Calibration, Twins
-from ._recording import Progress, record_all, run_name
-from ._trajectory import Schedule
-from ._twins import Traits
+from ..calibration.trajectories import InFolder, read_header, write_header
+from ..host.calibrating import calibration, finish
+from ..host import identity, qdrift_folder
+from . import _calibrating
+from ..host.calibrating.calibration import Aim, Calibration, Twins
+from ..host.calibrating.recording import Progress, record_all, run_name
+from ..host.calibrating.sampling_runs import Schedule
+from ..host.calibrating.twins import Traits
 
 SETTINGS = ("key", "seeds", "held_out", "prompts", "full_model", "full_digest")
 
@@ -29,9 +31,9 @@ class GimbalQDriftRecord(io.ComfyNode):
             description="The first half of a calibration, where both models do not fit in system memory: samples with "
             "full precision and writes every model call to models/qdrift/trajectories.",
             inputs=[
-                _qdrift_inputs.full_model(),
-                *_qdrift_inputs.schedule(),
-                *_qdrift_inputs.prompts(),
+                _calibrating.full_model(),
+                *_calibrating.schedule(),
+                *_calibrating.prompts(),
                 io.String.Input(
                     "name",
                     default="trajectory",
@@ -48,15 +50,15 @@ class GimbalQDriftRecord(io.ComfyNode):
         cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
         negative_prompt, name, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
-        traits = _finish.checked(cls.NAME, "full_model", full_model)
-        schedule = _qdrift_inputs.made_schedule(
+        traits = finish.checked(cls.NAME, "full_model", full_model)
+        schedule = _calibrating.made_schedule(
             cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas
         )
-        weights = _origin.weights_digest(full_model)
-        seeds = _qdrift_inputs.seeds(first_seed, runs + held_out)
-        planned = _qdrift_inputs.made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
+        weights = identity.weights_digest(full_model)
+        seeds = _calibrating.seeds(first_seed, runs + held_out)
+        planned = _calibrating.made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
         settings = {
-            "key": _calibration.full_key(traits, _origin.identity(full_model, weights), schedule),
+            "key": calibration.full_key(traits, identity.identity(full_model, weights), schedule),
             "traits": traits.settings(),
             "cfg": schedule.cfg,
             "sampler": schedule.sampler,
@@ -65,17 +67,17 @@ class GimbalQDriftRecord(io.ComfyNode):
             "seeds": seeds,
             "held_out": held_out,
             "prompts": [run.prompt for run in planned],
-            "full_model": _finish.name_of(cls, full_model, "full_model"),
+            "full_model": finish.name_of(cls, full_model, "full_model"),
             "full_digest": weights,
         }
-        home = _qdrift_folder.folder() / _qdrift_folder.TRAJECTORIES
-        folder = _qdrift_folder.free(
-            home, _qdrift_folder.clean(name, "trajectory"), "", lambda path: _settings_in(path) == settings
+        home = qdrift_folder.folder() / qdrift_folder.TRAJECTORIES
+        folder = qdrift_folder.free(
+            home, qdrift_folder.clean(name, "trajectory"), "", lambda path: _settings_in(path) == settings
         )
         store = InFolder(folder)
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
-        progress = Progress(cls.NAME, _finish.unique_id(cls), len(planned) * schedule.steps)
+        progress = Progress(cls.NAME, finish.unique_id(cls), len(planned) * schedule.steps)
         record_all(cls.NAME, full_model, schedule, planned, store, progress)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
@@ -94,39 +96,39 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             "trajectory, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs to "
             "models/qdrift. Needs the prompts of the recording.",
             inputs=[
-                _qdrift_inputs.quantized_model(),
+                _calibrating.quantized_model(),
                 io.Combo.Input(
                     "trajectory",
-                    options=_qdrift_folder.trajectory_names(),
+                    options=qdrift_folder.trajectory_names(),
                     tooltip="Folder in models/qdrift/trajectories, as Q-Drift Record Trajectory wrote it. "
                     "Latent, cfg, sampler, steps and seeds come from it.",
                 ),
-                *_qdrift_inputs.prompts(),
-                _qdrift_inputs.correction(),
-                _qdrift_inputs.trim(),
-                _qdrift_inputs.filename("calibration"),
+                *_calibrating.prompts(),
+                _calibrating.correction(),
+                _calibrating.trim(),
+                _calibrating.filename("calibration"),
             ],
-            outputs=_finish.outputs(),
+            outputs=finish.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
     @classmethod
     def fingerprint_inputs(cls, trajectory: str, **_: Any) -> str:
-        if trajectory not in _qdrift_folder.trajectory_names():
+        if trajectory not in qdrift_folder.trajectory_names():
             return "missing"
-        return _origin.digest(read_header(_qdrift_folder.trajectory_path(cls.NAME, trajectory)))
+        return identity.digest(read_header(qdrift_folder.trajectory_path(cls.NAME, trajectory)))
 
     @classmethod
     def execute(
         cls, quantized_model, trajectory, prompts, negative_prompt, correction, trim, filename, positive=None,
         negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
-        folder = _qdrift_folder.trajectory_path(cls.NAME, trajectory)
+        folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
         settings, full, schedule = _recorded(folder)
-        traits = _finish.checked(cls.NAME, "quantized_model", quantized_model)
+        traits = finish.checked(cls.NAME, "quantized_model", quantized_model)
         full.check_same(cls.NAME, "the recorded model", traits, "quantized_model")
-        planned = _qdrift_inputs.made_runs(
+        planned = _calibrating.made_runs(
             cls.NAME, schedule.cfg, settings["seeds"], positive, negative, clip, prompts, negative_prompt
         )
         if [run.prompt for run in planned] != settings["prompts"]:
@@ -141,14 +143,14 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 f"{cls.NAME}: trajectory {trajectory!r} lacks runs {missing} of {len(planned)}; queue Q-Drift Record "
                 "Trajectory again with the same inputs: it goes on where it was."
             )
-        weights = _origin.weights_digest(quantized_model)
-        key = _origin.identity(quantized_model, weights)
+        weights = identity.weights_digest(quantized_model)
+        key = identity.identity(quantized_model, weights)
         twins = Twins(full, None, quantized_model, settings["key"], key)
         aim = Aim(correction, settings["held_out"])
         total = aim.model_runs(len(planned) - aim.held_out) * schedule.steps
-        progress = Progress(cls.NAME, _finish.unique_id(cls), total)
+        progress = Progress(cls.NAME, finish.unique_id(cls), total)
         calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
-        return _finish.finish(
+        return finish.finish(
             cls,
             calibration,
             calibration.second_pass(store),
@@ -156,9 +158,9 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             filename,
             full_model=settings["full_model"],
             full_digest=settings["full_digest"],
-            quantized_model=_finish.name_of(cls, quantized_model, "quantized_model"),
+            quantized_model=finish.name_of(cls, quantized_model, "quantized_model"),
             quantized_digest=weights,
-            quantization=_origin.quantization(quantized_model),
+            quantization=identity.quantization(quantized_model),
         )
 
 

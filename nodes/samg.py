@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..core.samg import guidance_energy, scale_map, steer_cond
 from . import _inputs
-from ._hooks import add_stage
-from ._stages import GuidanceStage, Window
+from ..host.sampling.hooks import add_stage
+from ..host.sampling.stages import GuidanceStage, Window
 
 FOLLOW = -1.0  # derive the scale from the sampler's cfg
 LOW_SHARE, HIGH_SHARE = 2 / 3, 1.6  # the paper's [5, 12] at 7.5

@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.fakequant import ACTIVATION_BITS, WEIGHT_BITS
-from ._fake_linear import FakeQuantized, Quantization, simulated
-from ._linear_layers import Layer, describe, kind_of_quantization, linear_layers, stored_as, total_size
+from ..host.simulating.fake_linear import FakeQuantized, Quantization, simulated
+from ..host.simulating.linear_layers import Layer, describe, kind_of_quantization, linear_layers, stored_as, total_size
 
 logger = logging.getLogger(__name__)
 

@@ -75,7 +75,7 @@ def as_fp8(network: nn.Module) -> nn.Module:
 
 
 def _block_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    from gimbal.nodes._linear_layers import linear_layers  # ComfyUI is on the path once the network is built
+    from gimbal.host.simulating.linear_layers import linear_layers  # ComfyUI is on the path once the network is built
 
     return [(layer.name, layer.module) for layer in linear_layers(network) if not layer.role]
 

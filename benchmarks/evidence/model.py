@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from gimbal.nodes._attention import AttentionReader
+    from gimbal.host.sampling.attention import AttentionReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "demo"))

@@ -46,7 +46,7 @@ class ByAttention(Limited):
     """AQClip by the attention of the network under the class, read as the node does."""
 
     def __init__(self, scale: float, corridor: dict) -> None:
-        from gimbal.nodes._attention import AttentionReader  # ComfyUI is on the path once the network is built
+        from gimbal.host.sampling.attention import AttentionReader  # ComfyUI is on the path once the network is built
 
         self.reader = AttentionReader()
         super().__init__(scale, lambda: _aqclip(corridor, self.confidence))

@@ -14,7 +14,7 @@ from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.trajectory import Call, InFolder, InMemory, Trajectory, read_header, write_header
+from gimbal.calibration.trajectories import Call, InFolder, InMemory, Trajectory, read_header, write_header
 
 LEVELS = [4.0, 2.0, 1.0]
 

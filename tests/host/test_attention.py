@@ -36,7 +36,7 @@ def watch(comfy):
 @pytest.fixture
 def seen_by(comfy):
     """What the last stage of a model saw of the run that made these samples."""
-    from gimbal.nodes._hooks import stages_of
+    from gimbal.host.sampling.hooks import stages_of
 
     def seen_by(model, samples):
         seen, made_these = stages_of(model)[-1].observer.run_that_made(samples)
@@ -49,10 +49,10 @@ def seen_by(comfy):
 @pytest.fixture
 def attentions(comfy, monkeypatch):
     """Every self-attention over the image that is found: where the image starts, its grid, q and k."""
-    from gimbal.nodes import _attention
+    from gimbal.host.sampling import attention
 
     found = []
-    image = _attention._Call._image
+    image = attention._Call._image
 
     def spy(self, q, k, options):
         result = image(self, q, k, options)
@@ -60,7 +60,7 @@ def attentions(comfy, monkeypatch):
             found.append((*result, q.clone(), k.clone()))
         return result
 
-    monkeypatch.setattr(_attention._Call, "_image", spy)
+    monkeypatch.setattr(attention._Call, "_image", spy)
     return found
 
 
@@ -190,12 +190,12 @@ def test_another_packs_override_still_runs(tiny, watch, seen_by, order):
 
 
 def test_after_the_first_call_one_layer_is_read(tiny, watch, monkeypatch):
-    from gimbal.nodes import _attention
+    from gimbal.host.sampling import attention
 
     read = []
-    kernel = _attention.entropy_confidence
+    kernel = attention.entropy_confidence
     monkeypatch.setattr(
-        _attention, "entropy_confidence", lambda *args, **kwargs: read.append(1) or kernel(*args, **kwargs)
+        attention, "entropy_confidence", lambda *args, **kwargs: read.append(1) or kernel(*args, **kwargs)
     )
     tiny.sample(watch(tiny.model("sd15_deep")), "sd15_deep", steps=4)
     layers = len(read) - 3
@@ -231,7 +231,7 @@ def test_prompts_for_areas_fall_back_to_the_gradient(tiny, watch, caplog):
 def test_aqclip_goes_by_it(tiny, denoised_seen, comfy):
     """The node's first step, from the map that the watching node saw on the same step."""
     from gimbal.core.aqclip import aqclip
-    from gimbal.nodes._hooks import stages_of
+    from gimbal.host.sampling.hooks import stages_of
     from gimbal.nodes.aqclip import GimbalAQClip
 
     options = {"corridor": "strong", "strength": 1.0, "tile": 6, "stride": 4, "ema_beta": 0.8}

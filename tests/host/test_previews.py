@@ -56,7 +56,7 @@ def confidence(comfy):
 
 
 def looks(model, samples):
-    from gimbal.nodes._hooks import stages_of
+    from gimbal.host.sampling.hooks import stages_of
 
     seen, made_these = stages_of(model)[-1].observer.run_that_made(samples)
     assert made_these
@@ -167,7 +167,7 @@ def test_video_shows_its_middle_frame_and_large_maps_shrink(tiny, samg, guidance
     (look,) = looks(model, samples)
     assert look.maps["scale"].shape == (1, 16, 16)
     assert guidance(model, samples).ndim == 4
-    from gimbal.nodes._observe import Watch
+    from gimbal.host.sampling.observe import Watch
 
     wide = Watch()
     wide.add(torch.ones(1), energy=torch.ones(1, 90, 160))

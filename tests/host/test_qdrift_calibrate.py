@@ -75,14 +75,14 @@ def test_modes_agree_bit_for_bit(calibrate):
 
 
 def test_trajectories_may_wait_on_disk(calibrate, monkeypatch, tmp_path):
-    from gimbal.nodes import _recording
+    from gimbal.host.calibrating import recording
 
     in_memory, _, _ = calibrate()
-    monkeypatch.setattr(_recording, "IN_MEMORY", 0)
+    monkeypatch.setattr(recording, "IN_MEMORY", 0)
     seen = []
-    stored = _recording.InFolder.put
+    stored = recording.InFolder.put
     monkeypatch.setattr(
-        _recording.InFolder, "put", lambda self, run, found: [seen.append(run), stored(self, run, found)]
+        recording.InFolder, "put", lambda self, run, found: [seen.append(run), stored(self, run, found)]
     )
     on_disk, _, _ = calibrate()
     assert len(seen) == 2
@@ -200,10 +200,10 @@ def test_an_absurd_error_is_refused_after_one_run(tiny, calibrate):
 
 def test_simulated_quantization_may_err_as_it_likes(tiny, calibrate, monkeypatch):
     """Nothing was misread there; and one network under both models is swapped rightly in both modes."""
-    from gimbal.nodes import _calibration
+    from gimbal.host.calibrating import calibration
     from gimbal.nodes.simulate_quantization import GimbalSimulateQuantization
 
-    monkeypatch.setattr(_calibration, "ABSURD", 0.0)
+    monkeypatch.setattr(calibration, "ABSURD", 0.0)
     with pytest.raises(ValueError, match="cannot read"):
         calibrate()
     full = tiny.model("sd3")
@@ -261,7 +261,7 @@ def test_samplers_that_choose_their_own_levels_are_refused(calibrate):
 
 
 def test_files_are_numbered_and_names_kept_inside(calibrate, folders):
-    from gimbal.nodes._qdrift_folder import save
+    from gimbal.host.qdrift_folder import save
 
     statistics, _, first = calibrate(filename="my cal")
     assert calibrate(filename="my cal")[2] == first
@@ -275,25 +275,25 @@ def test_files_are_numbered_and_names_kept_inside(calibrate, folders):
 
 def test_lora_names_and_patches_count(tiny, twin, calibrate):
     """A LoRA on one side alone is another model; the digest does not depend on whether it is loaded."""
-    from gimbal.nodes import _origin
+    from gimbal.host import identity
 
     model = twin("sd3")
-    plain = _origin.weights_digest(model)
+    plain = identity.weights_digest(model)
     key = "diffusion_model.final_layer.linear.weight"
     weight = model.model.diffusion_model.final_layer.linear.weight
     model.add_patches({key: ("diff", (0.01 * torch.ones(weight.shape),))}, 0.5)
-    patched = _origin.weights_digest(model)
+    patched = identity.weights_digest(model)
     assert patched != plain
     tiny.sample(model, "sd3")
-    assert _origin.weights_digest(model) == patched
+    assert identity.weights_digest(model) == patched
     prompt = {
         "1": {"inputs": {"unet_name": "sub/base.safetensors"}},
         "2": {"inputs": {"lora_name": "style.safetensors", "model": ["1", 0]}},
         "3": {"inputs": {"quantized_model": ["2", 0]}},
     }
-    assert _origin.model_name(model, prompt, "3", "quantized_model") == "base.safetensors + style.safetensors"
+    assert identity.model_name(model, prompt, "3", "quantized_model") == "base.safetensors + style.safetensors"
     # Newer ComfyUIs remember which file a model is of.
-    assert _origin.model_name(model, None, None, "quantized_model") in ("SD3", "sd3.safetensors")
+    assert identity.model_name(model, None, None, "quantized_model") in ("SD3", "sd3.safetensors")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -408,7 +408,7 @@ def test_a_broken_partial_file_is_measured_again(twin, calibrate, folders):
 def test_split_pair_equals_the_whole(tiny, twin, calibrate, family):
     whole, _, _ = calibrate(family)
     path = record(tiny, twin, family=family)
-    from gimbal.nodes._qdrift_folder import trajectory_names
+    from gimbal.host.qdrift_folder import trajectory_names
     from gimbal.nodes.qdrift_files import GimbalQDriftLoad
 
     assert trajectory_names() == ["t"] == [os.path.basename(path)]

@@ -259,7 +259,7 @@ def test_partly_loaded(tiny, comfy, little_memory, family, rank):
 
 
 def test_nothing_is_left_on_the_network(tiny, comfy):
-    from gimbal.nodes._fake_linear import FakeQuantized
+    from gimbal.host.simulating.fake_linear import FakeQuantized
 
     model = tiny.model("sd3")
     weights = {name: value.clone() for name, value in model.model.state_dict().items()}
@@ -298,7 +298,7 @@ def test_running_it_does_not_change_what_it_is(tiny):
 
 
 def test_others_can_ask_what_is_simulated(tiny):
-    from gimbal.nodes._fake_linear import simulated
+    from gimbal.host.simulating.fake_linear import simulated
 
     model = tiny.model("sd3")
     assert simulated(model) is None

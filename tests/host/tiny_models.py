@@ -367,7 +367,7 @@ def statistics(model: Any, spread: float = 0.45, **changes: Any) -> Any:
     from gimbal.calibration.moments import JointMoments
     from gimbal.calibration.provenance import Provenance
     from gimbal.calibration.statistics import QDriftStatistics
-    from gimbal.nodes._model_kind import latent_format, path_of
+    from gimbal.host.model_kind import latent_format, path_of
 
     channels = model.model.latent_format.latent_channels
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ import safetensors
 from safetensors import safe_open
 from torch import Tensor
 
-from .trajectory import write_whole
+from .trajectories import write_whole
 
 logger = logging.getLogger(__name__)
 FORMAT = "gimbal.qdrift.part/1"

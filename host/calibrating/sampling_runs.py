@@ -17,7 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..calibration.trajectory import Call, Trajectory
+from ...calibration.trajectories import Call, Trajectory
 
 Conditioning = list
 

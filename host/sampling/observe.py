@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.schedule import step_index
+from ...core.schedule import step_index
 
 RUNS = 4  # kept by an observer: a model often feeds several samplers
 LOOKS = 64  # kept of a run; of longer ones every second, every fourth, ...

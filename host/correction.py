@@ -17,9 +17,9 @@ from ..core.plan import Plan, make_plan
 from ..core.qdrift import euler_gain
 from ..core.schedule import step_index
 from ..core.solvers import run
-from . import _origin
-from ._model_kind import latent_format, path_of
-from ._stages import Window
+from . import identity
+from .model_kind import latent_format, path_of
+from .sampling.stages import Window
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +136,8 @@ class Correction:
             found.append(f"cfg {cfg:g} instead of {about.cfg:g}")
         for what, ours, theirs in (
             ("sampler", sampler, about.solver.replace("ddim", "euler")),  # one function under two names
-            ("device", _origin.environment()["device"], about.device),
-            ("weights", _origin.quantization(guider.model_patcher), about.quantization),
+            ("device", identity.environment()["device"], about.device),
+            ("weights", identity.quantization(guider.model_patcher), about.quantization),
         ):
             if theirs and ours != theirs:
                 found.append(f"{what} {ours} instead of {theirs}")

@@ -19,23 +19,23 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..calibration import partial
-from ..calibration.collect import RunMoments, same_levels
-from ..calibration.moments import StateMoments
-from ..calibration.provenance import Provenance
-from ..calibration.residual import Residual
-from ..calibration.statistics import QDriftStatistics
-from ..calibration.trajectory import Call, Store
-from ..calibration.trial import PLAIN, Trial, compared
-from ..core.plan import Plan
-from ..core.qdrift import doubles
-from . import _origin, _qdrift_folder
-from ._closed_loop import match_states
-from ._correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
-from ._recording import Progress, record_all, record_one, run_name
-from ._stages import Window
-from ._trajectory import Run, Schedule, final_state, replay
-from ._twins import Traits
+from ...calibration import storage
+from ...calibration.collect import RunMoments, same_levels
+from ...calibration.moments import StateMoments
+from ...calibration.provenance import Provenance
+from ...calibration.residual import Residual
+from ...calibration.statistics import QDriftStatistics
+from ...calibration.trajectories import Call, Store
+from ...calibration.trial import PLAIN, Trial, compared
+from ...core.plan import Plan
+from ...core.qdrift import doubles
+from .. import identity, qdrift_folder
+from .closed_loop import match_states
+from ..correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
+from .recording import Progress, record_all, record_one, run_name
+from ..sampling.stages import Window
+from .sampling_runs import Run, Schedule, final_state, replay
+from .twins import Traits
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ class Calibration:
         self.plan = self._plan()
         if self.plan is None:
             self.held_out = ()
-        key = _origin.digest("2", twins.full_key, twins.quantized_key, trim, _origin.environment())
-        self.folder = _qdrift_folder.resume_path(key)
+        key = identity.digest("2", twins.full_key, twins.quantized_key, trim, identity.environment())
+        self.folder = qdrift_folder.resume_path(key)
         self.done = dict(self._resumed())
         if twins.full is not None:
             progress.end((len(self.held_out) - len(self._untried())) * schedule.steps)  # recorded and tried before
@@ -185,7 +185,7 @@ class Calibration:
 
     def _tried(self, run: Run) -> list[list[float]] | None:
         """What a held-out run gave before it was interrupted, (candidates, 2); None if there is nothing that can be used."""
-        found = partial.load(self._trial_path(run), {"measures": (len(CANDIDATES[self.aim.correction]), 2)})
+        found = storage.load(self._trial_path(run), {"measures": (len(CANDIDATES[self.aim.correction]), 2)})
         return None if found is None else found["measures"].tolist()
 
     def _results(self) -> list[RunMoments]:
@@ -210,7 +210,7 @@ class Calibration:
 
     def _fitted(self) -> str:
         """A name for the runs that maps are found on."""
-        return _origin.digest([run_name(run) for run in self.runs], self.aim.correction)
+        return identity.digest([run_name(run) for run in self.runs], self.aim.correction)
 
     def _map_path(self, kind: str) -> Path:
         return self.folder / f"{kind}_{self._fitted()}.partial"
@@ -242,7 +242,7 @@ class Calibration:
 
     def _map(self, kind: str, base: QDriftStatistics, wanted: list[StateMoments]) -> tuple[Tensor, Tensor]:
         path, channels = self._map_path(kind), self.twins.traits.channels
-        found = partial.load(path, {"scale": (len(wanted), channels), "shift": (len(wanted), channels)})
+        found = storage.load(path, {"scale": (len(wanted), channels), "shift": (len(wanted), channels)})
         parts = len(self.runs) * self.schedule.steps
         if found is not None:
             self.progress.end(parts)
@@ -261,7 +261,7 @@ class Calibration:
             self.progress.at(done)
 
         scale, shift = match_states(self.node, self.twins.quantized, self.schedule, self.runs, plan, wanted, on_step)
-        partial.save(path, {"scale": scale, "shift": shift})
+        storage.save(path, {"scale": scale, "shift": shift})
         self.progress.end(parts)
         return scale, shift
 
@@ -279,7 +279,7 @@ class Calibration:
             measures.append(compared(self._sampled(run, candidate, statistics), full))
             self.progress.end(self.schedule.steps)
         found = torch.stack([doubles(pair) for pair in measures])
-        partial.save(self._trial_path(run), {"measures": found})
+        storage.save(self._trial_path(run), {"measures": found})
         return found.tolist()
 
     def _sampled(self, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
@@ -312,7 +312,7 @@ class Calibration:
                 f"{self.node}: after run 1 (seed {run.seed}) the error is exactly 0 at every step: the two models are "
                 "the same. Connect the quantized one to quantized_model."
             )
-        if min(errors) > ABSURD and not _origin.simulated(self.twins.quantized):
+        if min(errors) > ABSURD and not identity.simulated(self.twins.quantized):
             raise ValueError(
                 f"{self.node}: after run 1 (seed {run.seed}) the error is {min(errors):.0%} of the signal or more at "
                 "every step: most likely a quantized file that this ComfyUI cannot read, or another model. Sample "
@@ -321,11 +321,11 @@ class Calibration:
 
 
 def full_key(traits: Traits, identity: str, schedule: Schedule) -> str:
-    return _origin.digest(
+    return identity.digest(
         identity,
         traits.settings(),
         (schedule.latent, schedule.batch_index, schedule.cfg, schedule.sampler, schedule.sigmas),
-        _origin.environment(),
+        identity.environment(),
     )
 
 
@@ -333,7 +333,7 @@ def statistics(
     results: Sequence[RunMoments], traits: Traits, schedule: Schedule, runs: Sequence[Run], **origin: str
 ) -> QDriftStatistics:
     """Of all measured runs, the error alone; origin: models' names and digests, quantization, trim."""
-    latent = _origin.digest(schedule.latent, schedule.batch_index)
+    latent = identity.digest(schedule.latent, schedule.batch_index)
     provenance = Provenance(
         path=traits.path,
         latent_channels=traits.channels,
@@ -344,11 +344,11 @@ def statistics(
         seeds=tuple(run.seed for run in runs),
         solver=schedule.sampler,
         scheduler=schedule.scheduler,
-        prompt_digest=_origin.digest([run.prompt for run in runs]),
+        prompt_digest=identity.digest([run.prompt for run in runs]),
         sources=tuple(f"{run.prompt} {schedule.sampler} {latent} {run.seed}" for run in runs),
         date=date.today().isoformat(),
-        gimbal=_origin.version(),
-        **_origin.environment(),
+        gimbal=identity.version(),
+        **identity.environment(),
         **origin,
     )
     return QDriftStatistics.from_runs(results[0].levels, [result.moments for result in results], provenance)

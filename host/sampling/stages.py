@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._observe import Observer
+from .observe import Observer
 
 
 @dataclass(frozen=True)

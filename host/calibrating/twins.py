@@ -11,9 +11,9 @@ import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ._hooks import SAMPLER_KEY, stages_of
-from ._model_kind import latent_format, path_of
-from .confidence import ConfidenceStage
+from ..sampling.hooks import SAMPLER_KEY, stages_of
+from ..model_kind import latent_format, path_of
+from ...nodes.confidence import ConfidenceStage
 
 # Core's kinds of prediction, those that derive from others first.
 KINDS = ("EDM", "V_PREDICTION", "COSMOS_RFLOW", "CONST", "EPS")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..core.fakequant import LowRank, linear, low_rank, split
+from ...core.fakequant import LowRank, linear, low_rank, split
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..calibration import plots, report
-from ..calibration.residual import Residual
-from ..calibration.statistics import QDriftStatistics
-from ._picture import INK, MARGIN, PAPER
+from ...calibration import plots, report
+from ...calibration.residual import Residual
+from ...calibration.statistics import QDriftStatistics
+from .maps import INK, MARGIN, PAPER
 
 PITCH, LINE = 9, 20  # pixels of a letter and a line: the font is not monospaced, the table is
 LETTERS = 140  # in a line

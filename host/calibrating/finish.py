@@ -8,20 +8,22 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..calibration.trajectory import Store
-from ..core.qdrift import doubles
-from . import _calibration, _origin, _qdrift_folder, _qdrift_inputs
-from ._calibration import Calibration
-from ._correction import BOTH, MOMENTS
-from ._report_picture import picture
-from ._twins import Traits, check_plain
+from ...calibration.trajectories import Store
+from ...core.qdrift import doubles
+from . import calibration
+from .. import identity, qdrift_folder
+from ...nodes import _calibrating
+from .calibration import Calibration
+from ..correction import BOTH, MOMENTS
+from ..pictures.report import picture
+from .twins import Traits, check_plain
 
 logger = logging.getLogger(__name__)
 
 
 def outputs() -> list[io.Output]:
     return [
-        _qdrift_inputs.Statistics.Output(display_name="stats"),
+        _calibrating.Statistics.Output(display_name="stats"),
         io.Image.Output(display_name="report"),
         io.String.Output(display_name="path"),
     ]
@@ -38,7 +40,7 @@ def unique_id(cls: type[io.ComfyNode]) -> str | None:
 
 def name_of(cls: type[io.ComfyNode], model: Any, name: str) -> str:
     graph = cls.hidden.prompt if cls.hidden is not None else None
-    return _origin.model_name(model, graph, unique_id(cls), name)
+    return identity.model_name(model, graph, unique_id(cls), name)
 
 
 def finish(
@@ -46,7 +48,7 @@ def finish(
 ):
     """Match moments and try the corrections, as asked for; then write what was found, and show it."""
     trim = f"{calibration.trim:g}" if calibration.trim else ""
-    found = _calibration.statistics(
+    found = calibration.statistics(
         results, calibration.twins.traits, calibration.schedule, calibration.runs, trim=trim, **origin
     )
     maps = calibration.maps(found)
@@ -56,8 +58,8 @@ def finish(
         levels = doubles(calibration.step_levels())
         found = replace(found, state_sigma=levels, **dict(zip(names, parts, strict=True)))
     found = replace(found, trial=calibration.trial(found, store))
-    path = _qdrift_folder.save(found, filename)
+    path = qdrift_folder.save(found, filename)
     calibration.clear()
     logger.info("%s: wrote %s. %s", cls.NAME, path, found.verdict())
-    image = picture(found, _calibration.residuals(results))
+    image = picture(found, calibration.residuals(results))
     return io.NodeOutput(found, image, str(path), ui=ui.PreviewImage(image, cls=cls))

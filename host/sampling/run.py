@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.schedule import step_index
-from ._attention import AttentionReader
-from ._observe import Watch
-from ._stages import Call, DenoisedStage, GuidanceStage, Stage
+from ...core.schedule import step_index
+from .attention import AttentionReader
+from .observe import Watch
+from .stages import Call, DenoisedStage, GuidanceStage, Stage
 
 logger = logging.getLogger(__name__)
 

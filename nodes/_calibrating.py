@@ -5,10 +5,10 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
-from . import _origin
-from ._calibration import CORRECTIONS
-from ._trajectory import Conditioning, Run, Schedule, sigmas_for
-from ._twins import Traits
+from ..host import identity
+from ..host.calibrating.calibration import CORRECTIONS
+from ..host.calibrating.sampling_runs import Conditioning, Run, Schedule, sigmas_for
+from ..host.calibrating.twins import Traits
 
 Statistics = io.Custom("QDRIFT_STATS")
 
@@ -185,7 +185,7 @@ def made_runs(
     else:
         without = _encoded(clip, negative_prompt)
         pairs = [(_encoded(clip, line), without) for line in lines[: len(seeds)]]
-    digests = [_origin.digest(*pair) for pair in pairs]
+    digests = [identity.digest(*pair) for pair in pairs]
     return tuple(Run(seed, *pairs[i % len(pairs)], digests[i % len(pairs)]) for i, seed in enumerate(seeds))
 
 

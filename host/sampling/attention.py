@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.confidence import entropy_confidence, token_grid
+from ...core.confidence import entropy_confidence, token_grid
 
 OVERRIDE = "optimized_attention_override"
 KEYS = 1024

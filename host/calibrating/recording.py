@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ..calibration.trajectory import InFolder, InMemory, Store, Trajectory
-from . import _origin, _qdrift_folder
-from ._trajectory import Run, Schedule, record
+from ...calibration.trajectories import InFolder, InMemory, Store, Trajectory
+from .. import identity, qdrift_folder
+from .sampling_runs import Run, Schedule, record
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ def record_one(
 
 
 def run_name(run: Run) -> str:
-    return f"run_{_origin.digest(run.prompt, run.seed)}"
+    return f"run_{identity.digest(run.prompt, run.seed)}"
 
 
 def store_for(full_key: str, channels: int, schedule: Schedule, runs: Sequence[Run]) -> Store:
     """Memory, or the temp folder for what is too large for it. Two tensors a call."""
     positions = schedule.latent.numel() // schedule.latent.shape[1]
     needed = 8 * positions * channels * schedule.steps * len(runs)
-    return InMemory() if needed <= IN_MEMORY else InFolder(_qdrift_folder.temporary_path(full_key))
+    return InMemory() if needed <= IN_MEMORY else InFolder(qdrift_folder.temporary_path(full_key))

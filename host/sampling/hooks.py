@@ -14,8 +14,8 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ._run import Run, reads_attention
-from ._stages import GuidanceStage, Stage
+from .run import Run, reads_attention
+from .stages import GuidanceStage, Stage
 
 KEY = "gimbal"
 SAMPLER_KEY = "gimbal.sampler"

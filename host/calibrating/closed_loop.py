@@ -15,12 +15,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..calibration.moments import StateMoments, match
-from ..core.match import Matching
-from ..core.plan import Plan
-from ..core.solvers import Stepper
-from ._correction import noise_sources
-from ._trajectory import Run, Schedule, sample
+from ...calibration.moments import StateMoments, match
+from ...core.match import Matching
+from ...core.plan import Plan
+from ...core.solvers import Stepper
+from ..correction import noise_sources
+from .sampling_runs import Run, Schedule, sample
 
 
 def match_states(

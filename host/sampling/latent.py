@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ._run import nonfinite_samples, warn_nonfinite
+from .run import nonfinite_samples, warn_nonfinite
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ..calibration.statistics import QDriftStatistics
-from ..calibration.trajectory import HEADER
+from ..calibration.trajectories import HEADER
 
 NAME = "qdrift"
 TRAJECTORIES = "trajectories"

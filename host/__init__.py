@@ -1,0 +1,1 @@
+"""What knows ComfyUI and is no node: sampling runs, corrections, calibration runs, simulated layers, pictures."""

@@ -1,0 +1,1 @@
+"""Linear layers that compute as if they were quantized."""
