@@ -85,13 +85,18 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
 
 def bench(args: argparse.Namespace, rest: list[str]) -> int:
     environment.ensure(environment.QUICK)
-    known = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
-    chosen = [name for name in rest if not name.startswith("-")] or [name for name in known if name not in EVIDENCE]
+    speeds = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+    known = sorted([*speeds, *EVIDENCE])
+    chosen = [name for name in rest if not name.startswith("-")] or speeds
     for name in chosen:
         if name not in known:
             raise Stop(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
         host = ["--comfyui", _host(args)] if name in EVIDENCE else []
-        command = [ROOT / "benchmarks" / f"{name}.py", *host, *[r for r in rest if r.startswith("-")]]
+        command = [
+            ROOT / "benchmarks" / (name if name in EVIDENCE else f"{name}.py"),
+            *host,
+            *[r for r in rest if r.startswith("-")],
+        ]
         # Benchmarks import what lies beside them, which PYTHONSAFEPATH forbids.
         code = environment.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")})
         if code:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import report
 from .statistics import QDriftStatistics
 
 
@@ -34,7 +35,7 @@ def _describe(options: argparse.Namespace) -> int:
     status = 0
     for number, path in enumerate(options.files):
         try:
-            text = QDriftStatistics.load(path).describe()
+            text = report.describe(QDriftStatistics.load(path))
         except (ValueError, OSError) as error:
             status = _failed(error)
             continue

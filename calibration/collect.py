@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from . import storage
 from .moments import JointMoments, StateMoments
 from .residual import Residual
 from .statistics import SIGMA_TOLERANCE
-from .trajectories import write_whole
 
 FORMAT = "gimbal.qdrift.run/2"
 
@@ -90,7 +90,7 @@ class RunMoments:
             tensors["state_count"] = torch.tensor([moments.count for moments in self.states], dtype=torch.int64)
             tensors["state_mean"] = torch.stack([moments.mean for moments in self.states])
             tensors["state_m2"] = torch.stack([moments.m2 for moments in self.states])
-        write_whole(path, tensors, {"format": FORMAT})
+        storage.write(path, tensors, {"format": FORMAT})
 
     @classmethod
     def load(cls, path: Path, channels: int, trim: float | None = None) -> RunMoments:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from . import storage
 from .validate import LAYOUT, layout_fault, value_fault
 
 FORMAT = "gimbal.qdrift/1"
@@ -42,15 +41,8 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     fault = size_fault(int.from_bytes(data[:8], "little"), len(data))
     if fault:
         raise ValueError(f"{path}: {fault}; keep fewer sigmas or runs, or shorter texts.")
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with storage.replacing(path) as draft:
+        draft.write_bytes(data)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

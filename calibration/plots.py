@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import report, summary, trial
+from . import report, trial
 from .residual import BINS, LIMIT, Residual
 from .statistics import QDriftStatistics
 
@@ -74,7 +74,7 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
     words = [
         *textwrap.wrap(head, 40 * columns)[:2],
         setting,
-        *textwrap.wrap(summary.verdict(statistics), 50 * columns),
+        *textwrap.wrap(report.verdict(statistics), 50 * columns),
     ]
     figure.suptitle("\n".join(map(_plain, words)), fontsize=12, x=0.01, ha="left", linespacing=1.5)
     canvas.draw()

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import files, summary
+from . import files
 from .moments import JointMoments
 from .provenance import Provenance
 from .state_map import StateMap
@@ -226,7 +226,7 @@ class QDriftStatistics:
             same = len(other.sigma) == len(first.sigma)
             if not same or ((other.sigma / first.sigma).log().abs() > SIGMA_TOLERANCE).any():
                 raise ValueError(
-                    f"{where}: sigma differs: {summary.levels(first.sigma)} and {summary.levels(other.sigma)}; "
+                    f"{where}: sigma differs: {levels(first.sigma)} and {levels(other.sigma)}; "
                     "merge calibrations of one schedule."
                 )
             total = [moments.merge(other.moments(i)) for i, moments in enumerate(total)]
@@ -236,11 +236,20 @@ class QDriftStatistics:
 
     def describe(self) -> str:
         """Everything in it as text: settings, a line per sigma, the verdict. Lines end in a newline."""
-        return summary.describe(self)
+        from . import report  # functions of these statistics; the methods stay for those who call them
+
+        return report.describe(self)
 
     def verdict(self) -> str:
         """One sentence: how large the error is, and what to expect of correcting it."""
-        return summary.verdict(self)
+        from . import report  # as in describe
+
+        return report.verdict(self)
+
+
+def levels(sigma: Tensor) -> str:
+    """Noise levels in words."""
+    return f"{len(sigma)} sigmas from {sigma[0]:.4g} to {sigma[-1]:.4g}"
 
 
 def _stacked(moments: Sequence[JointMoments]) -> tuple[Tensor, Tensor, Tensor]:

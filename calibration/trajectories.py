@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import safetensors
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from . import storage
 
 FORMAT = "gimbal.qdrift.trajectory/2"
 HEADER = "trajectory.safetensors"
-MOST_HEADER = 2**24  # bytes of a safetensors header
 CALL = ("x", "sigma", "denoised")
 
 
@@ -82,30 +80,29 @@ class InFolder:
 
     def put(self, run: str, trajectory: Trajectory) -> None:
         tensors = {name: torch.stack([getattr(call, name) for call in trajectory.calls]) for name in CALL}
-        write_whole(self._path(run), {**tensors, "final": trajectory.final}, {"format": FORMAT})
+        storage.write(self._path(run), {**tensors, "final": trajectory.final}, {"format": FORMAT})
 
     def holds(self, run: str) -> bool:
         return self._path(run).is_file()
 
     def tidy(self) -> None:
         """Remove what a process that was killed while it wrote has left."""
-        for draft in self.folder.glob(".*.tmp"):
-            draft.unlink(missing_ok=True)
+        storage.tidy(self.folder)
 
     def calls(self, run: str) -> Iterator[Call]:
         """One after the other, so that one call's tensors are in memory. ValueError if the file cannot be used."""
-        with _Opened(self._path(run)) as file:
+        with _opened(self._path(run)) as file:
             parts = {name: file.get_slice(name) for name in CALL}
             for i in range(parts["x"].get_shape()[0]):
                 yield Call(**{name: part[i].clone() for name, part in parts.items()})
 
     def final(self, run: str) -> Tensor:
         """ValueError if the file cannot be used."""
-        with _Opened(self._path(run)) as file:
+        with _opened(self._path(run)) as file:
             return file.get_tensor("final").clone()
 
     def length(self, run: str) -> int:
-        with _Opened(self._path(run)) as file:
+        with _opened(self._path(run)) as file:
             return file.get_slice("x").get_shape()[0]
 
     def clear(self) -> None:
@@ -115,59 +112,21 @@ class InFolder:
         return self.folder / f"{run}.safetensors"
 
 
-class _Opened:
-    """A safetensors file of ours, or a ValueError that names it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        if not self.path.is_file():
-            raise ValueError(f"{self.path} is missing; record the trajectory again.")
-        with self.path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MOST_HEADER:
-            raise ValueError(f"{self.path}: no safetensors file (a header of {header} bytes); record it again.")
-        try:
-            self._file = safe_open(str(self.path), framework="pt")
-            opened = self._file.__enter__()
-            found = (opened.metadata() or {}).get("format")
-            missing = {*CALL, "final"} - set(opened.keys()) if self.path.name != HEADER else set()
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{self.path}: no whole safetensors file ({error}); record it again.") from error
-        if found != FORMAT or missing:
-            raise ValueError(f"{self.path}: not a trajectory of this version ({found!r:.80}); record it again.")
-        return opened
-
-    def __exit__(self, *error) -> None:
-        self._file.__exit__(*error)
+def _opened(path: Path) -> AbstractContextManager[safe_open]:
+    """A file of a trajectory's folder. ValueError if it cannot be used."""
+    return storage.opened(path, FORMAT, () if path.name == HEADER else (*CALL, "final"), "trajectory")
 
 
 def write_header(folder: Path, settings: Mapping[str, object], tensors: dict[str, Tensor]) -> None:
     """What all runs of a recorded trajectory have in common. OSError as the system reports it."""
-    write_whole(folder / HEADER, tensors, {"format": FORMAT, "settings": json.dumps(settings)})
+    storage.write(folder / HEADER, tensors, {"format": FORMAT, "settings": json.dumps(settings)})
 
 
 def read_header(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """Settings and tensors as written. ValueError if the folder holds no such thing."""
-    with _Opened(folder / HEADER) as file:
+    with _opened(folder / HEADER) as file:
         try:
             settings = json.loads(file.metadata().get("settings", ""))
         except json.JSONDecodeError as error:
             raise ValueError(f"{folder}: its settings cannot be read ({error}); record it again.") from error
         return settings, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-
-
-def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file of any size, written under another name and renamed. OSError as the system reports it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, draft, metadata)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except safetensors.SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .qdrift import doubles
+from .shapes import doubles
 
 Sampler = Callable[..., Tensor]  # fn(model, x, sigmas, extra_args=None, callback=None, disable=None, **options)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .coefficients import Coefficients
-from .qdrift import doubles
+from .shapes import doubles
 
 Output = Literal["derivative", "denoised"]
 

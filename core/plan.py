@@ -14,7 +14,8 @@ from .ancestral import ancestral_steps
 from .coefficients import Sampler, check_schedule, read_coefficients
 from .linear_samplers import find_solver
 from .multistep import Output, Step, accumulated_variance, linear_steps
-from .qdrift import as_variance, cap_gain, doubles, euler_gain, gain_from_variance, quadrature_gain
+from .qdrift import as_variance, cap_gain, euler_gain, gain_from_variance, quadrature_gain
+from .shapes import doubles
 
 Path = Literal["ve", "flow"]
 Rule = Literal["auto", "paper", "marginal", "accumulated"]

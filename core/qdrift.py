@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .shapes import doubles
+
 
 def euler_gain(sigma: float, sigma_next: float, variance: Tensor | float) -> Tensor:
     """Gain of an Euler step, c = |sigma_next - sigma| / (2 sigma) V: the step is multiplied by 1 + c.
@@ -106,12 +108,3 @@ def as_variance(name: str, variance: Tensor | float | Sequence[float]) -> Tensor
     if not (variance.isfinite().all() and (variance >= 0.0).all()):
         raise ValueError(f"{name}: variance {variance.tolist()} is negative or not finite; calibrate again.")
     return variance
-
-
-def doubles(values: Tensor | float | Sequence[float]) -> Tensor:
-    """values as float64 on the CPU, without a detour through float32."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu().double()
-    return torch.DoubleTensor(list(values) if isinstance(values, Sequence) else [values]).reshape(
-        (len(values),) if isinstance(values, Sequence) else ()
-    )

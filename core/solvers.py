@@ -15,7 +15,7 @@ from .coefficients import ModelSurface, Sampler
 from .linear_samplers import SOLVERS, find_solver
 from .multistep import Mix, Step
 from .plan import Bias, BiasMode, Path, Plan, Rule, Variance, make_plan
-from .qdrift import doubles
+from .shapes import doubles
 
 __all__ = ["SOLVERS", "Plan", "Stepper", "make_plan", "run", "sample"]
 

@@ -1,8 +1,14 @@
-"""Inputs that every node has in common, worded once."""
+"""Inputs that nodes have in common, worded once, and what they ask of the graph that they stand in."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
+
+from ..host import identity
+
+Statistics = io.Custom("QDRIFT_STATS")
 
 
 def strength() -> io.Float.Input:
@@ -35,3 +41,13 @@ def window() -> list[io.Input]:
             tooltip="Where in the noise schedule it stops. 1 is the last step. start 0 and end 1 act on every step.",
         ),
     ]
+
+
+def unique_id(cls: type[io.ComfyNode]) -> str | None:
+    return cls.hidden.unique_id if cls.hidden is not None else None
+
+
+def name_of(cls: type[io.ComfyNode], model: Any, name: str) -> str:
+    """The model's file at the input `name`, as the queued graph has it."""
+    graph = cls.hidden.prompt if cls.hidden is not None else None
+    return identity.model_name(model, graph, unique_id(cls), name)

@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..host.pictures.maps import strip
 from ..host.sampling.hooks import stages_of
 from ..host.sampling.observe import Look, Seen
-from ..host.pictures.maps import strip
 from ..host.sampling.stages import Stage
 
 logger = logging.getLogger(__name__)

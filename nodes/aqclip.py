@@ -10,11 +10,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.aqclip import AQClipState, aqclip
-from . import _inputs
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
 from ..host.sampling.stages import Call, DenoisedStage, Window
-from .confidence import certainty, check_tiles, not_a_picture, source, tiles
+from . import _inputs
+from ._tiles import certainty, check_tiles, not_a_picture, source, tiles
 
 # name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.
 CORRIDORS = {

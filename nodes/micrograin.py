@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.micrograin import micrograin
-from . import _inputs
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
 from ..host.sampling.stages import Call, DenoisedStage, Window
+from . import _inputs
 
 FORMS = ["hard", "smooth", "tanh"]
 

@@ -6,11 +6,11 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..core.plan import CHOICES
-from . import _inputs
 from ..host.correction import ADVISED, CORRECTIONS, FIRST_ORDER, REFUSE, Correction
 from ..host.sampling.hooks import exchange_sampler
-from ._calibrating import Statistics
 from ..host.sampling.stages import Window
+from . import _inputs
+from ._inputs import Statistics
 
 BIAS = ("off", "deterministic", "stochastic")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host.calibrating import calibration, finish
 from ..host import identity
-from . import _calibrating
-from ..host.calibrating.calibration import Aim, Calibration, Twins
+from ..host.calibrating.calibration import Aim, Calibration, Twins, full_key
+from ..host.calibrating.finish import finish
 from ..host.calibrating.recording import Progress, store_for
+from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
+from ..host.calibrating.twins import checked
+from . import _calibrating
+from ._inputs import name_of, unique_id
 
 MODES = ("two passes", "interleaved")
 
@@ -41,7 +44,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
                 _calibrating.trim(),
                 _calibrating.filename("calibration"),
             ],
-            outputs=finish.outputs(),
+            outputs=_calibrating.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
@@ -52,13 +55,11 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         prompts, negative_prompt, correction, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         full, quantized = (
-            finish.checked(cls.NAME, "full_model", full_model),
-            finish.checked(cls.NAME, "quantized_model", quantized_model),
+            checked(cls.NAME, "full_model", full_model),
+            checked(cls.NAME, "quantized_model", quantized_model),
         )
         full.check_same(cls.NAME, "full_model", quantized, "quantized_model")
-        schedule = _calibrating.made_schedule(
-            cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas
-        )
+        schedule = made_schedule(cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas)
         digests = [identity.weights_digest(model) for model in (full_model, quantized_model)]
         keys = [identity.identity(*pair) for pair in zip((full_model, quantized_model), digests, strict=True)]
         if keys[0] == keys[1]:
@@ -66,37 +67,36 @@ class GimbalQDriftCalibrate(io.ComfyNode):
                 f"{cls.NAME}: full_model and quantized_model are the same model, so the error would be exactly 0; "
                 "connect the quantized one to quantized_model."
             )
-        planned = _calibrating.made_runs(
+        planned = made_runs(
             cls.NAME,
             cfg,
-            _calibrating.seeds(first_seed, runs + held_out),
+            consecutive_seeds(first_seed, runs + held_out),
             positive,
             negative,
             clip,
             prompts,
             negative_prompt,
         )
-        twins = Twins(full, full_model, quantized_model, calibration.full_key(full, keys[0], schedule), keys[1])
+        twins = Twins(full, full_model, quantized_model, full_key(full, keys[0], schedule), keys[1])
         aim = Aim(correction, held_out)
         total = (runs + held_out + aim.model_runs(runs)) * schedule.steps
-        progress = Progress(cls.NAME, finish.unique_id(cls), total)
+        progress = Progress(cls.NAME, unique_id(cls), total)
         calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
         store = store_for(twins.full_key, full.channels, schedule, planned)
         results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved(store)
-        output = finish.finish(
-            cls,
+        finished = finish(
             calibration,
             results,
             store,
             filename,
-            full_model=finish.name_of(cls, full_model, "full_model"),
+            full_model=name_of(cls, full_model, "full_model"),
             full_digest=digests[0],
-            quantized_model=finish.name_of(cls, quantized_model, "quantized_model"),
+            quantized_model=name_of(cls, quantized_model, "quantized_model"),
             quantized_digest=digests[1],
             quantization=identity.quantization(quantized_model),
         )
         store.clear()
-        return output
+        return _calibrating.shown(cls, finished)
 
 
 NODES = [GimbalQDriftCalibrate]

@@ -1,15 +1,17 @@
-"""Q-Drift statistics from files, and several calibrations joined into one."""
+"""Q-Drift statistics from files, several calibrations joined into one, and what they say as a picture and as text."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..calibration import report
 from ..calibration.statistics import QDriftStatistics
 from ..host import qdrift_folder
-from . import _calibrating
+from ..host.pictures.report import picture
+from ._inputs import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class GimbalQDriftLoad(io.ComfyNode):
                     tooltip="A file in models/qdrift, as Q-Drift Calibrate wrote it. Press R after a calibration to see it.",
                 )
             ],
-            outputs=[_calibrating.Statistics.Output(display_name="stats")],
+            outputs=[Statistics.Output(display_name="stats")],
         )
 
     @classmethod
@@ -51,7 +53,7 @@ class GimbalQDriftMerge(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        part = _calibrating.Statistics.Input
+        part = Statistics.Input
         tooltip = "Statistics of the same models, schedule and cfg, from other seeds or prompts."
         return io.Schema(
             node_id="GimbalQDriftMerge",
@@ -72,7 +74,7 @@ class GimbalQDriftMerge(io.ComfyNode):
                 ),
             ],
             outputs=[
-                _calibrating.Statistics.Output(display_name="stats"),
+                Statistics.Output(display_name="stats"),
                 io.String.Output(display_name="path"),
             ],
             is_output_node=True,
@@ -92,4 +94,26 @@ class GimbalQDriftMerge(io.ComfyNode):
         return io.NodeOutput(merged, str(path))
 
 
-NODES = [GimbalQDriftLoad, GimbalQDriftMerge]
+class GimbalQDriftReport(io.ComfyNode):
+    NAME = "Q-Drift Report"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalQDriftReport",
+            display_name=cls.NAME,
+            category="gimbal/qdrift",
+            description="Shows how large a quantized model's error is, step by step and channel by channel, how stable "
+            "the measurement is over the runs, and what to expect of correcting it.",
+            inputs=[Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge.")],
+            outputs=[io.Image.Output(display_name="report"), io.String.Output(display_name="text")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, stats) -> io.NodeOutput:
+        image = picture(stats)
+        return io.NodeOutput(image, report.text(stats), ui=ui.PreviewImage(image, cls=cls))
+
+
+NODES = [GimbalQDriftLoad, GimbalQDriftMerge, GimbalQDriftReport]

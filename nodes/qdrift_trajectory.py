@@ -8,13 +8,15 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..calibration.trajectories import InFolder, read_header, write_header
-from ..host.calibrating import calibration, finish
 from ..host import identity, qdrift_folder
-from . import _calibrating
-from ..host.calibrating.calibration import Aim, Calibration, Twins
+from ..host.calibrating.calibration import Aim, Calibration, Twins, full_key
+from ..host.calibrating.finish import finish
 from ..host.calibrating.recording import Progress, record_all, run_name
 from ..host.calibrating.sampling_runs import Schedule
-from ..host.calibrating.twins import Traits
+from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
+from ..host.calibrating.twins import Traits, checked
+from . import _calibrating
+from ._inputs import name_of, unique_id
 
 SETTINGS = ("key", "seeds", "held_out", "prompts", "full_model", "full_digest")
 
@@ -50,15 +52,13 @@ class GimbalQDriftRecord(io.ComfyNode):
         cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
         negative_prompt, name, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
-        traits = finish.checked(cls.NAME, "full_model", full_model)
-        schedule = _calibrating.made_schedule(
-            cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas
-        )
+        traits = checked(cls.NAME, "full_model", full_model)
+        schedule = made_schedule(cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas)
         weights = identity.weights_digest(full_model)
-        seeds = _calibrating.seeds(first_seed, runs + held_out)
-        planned = _calibrating.made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
+        seeds = consecutive_seeds(first_seed, runs + held_out)
+        planned = made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
         settings = {
-            "key": calibration.full_key(traits, identity.identity(full_model, weights), schedule),
+            "key": full_key(traits, identity.identity(full_model, weights), schedule),
             "traits": traits.settings(),
             "cfg": schedule.cfg,
             "sampler": schedule.sampler,
@@ -67,7 +67,7 @@ class GimbalQDriftRecord(io.ComfyNode):
             "seeds": seeds,
             "held_out": held_out,
             "prompts": [run.prompt for run in planned],
-            "full_model": finish.name_of(cls, full_model, "full_model"),
+            "full_model": name_of(cls, full_model, "full_model"),
             "full_digest": weights,
         }
         home = qdrift_folder.folder() / qdrift_folder.TRAJECTORIES
@@ -77,7 +77,7 @@ class GimbalQDriftRecord(io.ComfyNode):
         store = InFolder(folder)
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
-        progress = Progress(cls.NAME, finish.unique_id(cls), len(planned) * schedule.steps)
+        progress = Progress(cls.NAME, unique_id(cls), len(planned) * schedule.steps)
         record_all(cls.NAME, full_model, schedule, planned, store, progress)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
@@ -108,7 +108,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 _calibrating.trim(),
                 _calibrating.filename("calibration"),
             ],
-            outputs=finish.outputs(),
+            outputs=_calibrating.outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
@@ -126,9 +126,9 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
         settings, full, schedule = _recorded(folder)
-        traits = finish.checked(cls.NAME, "quantized_model", quantized_model)
+        traits = checked(cls.NAME, "quantized_model", quantized_model)
         full.check_same(cls.NAME, "the recorded model", traits, "quantized_model")
-        planned = _calibrating.made_runs(
+        planned = made_runs(
             cls.NAME, schedule.cfg, settings["seeds"], positive, negative, clip, prompts, negative_prompt
         )
         if [run.prompt for run in planned] != settings["prompts"]:
@@ -148,20 +148,20 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         twins = Twins(full, None, quantized_model, settings["key"], key)
         aim = Aim(correction, settings["held_out"])
         total = aim.model_runs(len(planned) - aim.held_out) * schedule.steps
-        progress = Progress(cls.NAME, finish.unique_id(cls), total)
+        progress = Progress(cls.NAME, unique_id(cls), total)
         calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
-        return finish.finish(
-            cls,
+        finished = finish(
             calibration,
             calibration.second_pass(store),
             store,
             filename,
             full_model=settings["full_model"],
             full_digest=settings["full_digest"],
-            quantized_model=finish.name_of(cls, quantized_model, "quantized_model"),
+            quantized_model=name_of(cls, quantized_model, "quantized_model"),
             quantized_digest=weights,
             quantization=identity.quantization(quantized_model),
         )
+        return _calibrating.shown(cls, finished)
 
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], Traits, Schedule]:

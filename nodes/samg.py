@@ -1,4 +1,4 @@
-"""SAMG: a guidance scale for each place of the picture, by rewriting the conditional prediction before CFG."""
+"""SAMG: a guidance scale for each place of the picture, by rewriting the conditional prediction before CFG; and a look at it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.samg import guidance_energy, scale_map, steer_cond
-from . import _inputs
+from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.stages import GuidanceStage, Window
+from . import _inputs, _preview
 
 FOLLOW = -1.0  # derive the scale from the sampler's cfg
 LOW_SHARE, HIGH_SHARE = 2 / 3, 1.6  # the paper's [5, 12] at 7.5
@@ -135,4 +136,45 @@ def _scale(name: str, meaning: str) -> io.Float.Input:
     return io.Float.Input(name, default=FOLLOW, min=FOLLOW, max=100.0, step=0.1, tooltip=meaning + neutral)
 
 
-NODES = [GimbalSAMG]
+class GimbalGuidancePreview(io.ComfyNode):
+    NAME = "Guidance Preview (SAMG)"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalGuidancePreview",
+            display_name=cls.NAME,
+            category="gimbal/guidance",
+            description="Shows the guidance energy and the scale that SAMG made of it, over the steps of the run that made "
+            "this latent.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="The sampler's output."),
+                io.Model.Input("model", tooltip="The model with SAMG that also goes to the sampler."),
+                *_preview.inputs(),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, latent, model, columns: int, sample: int) -> io.NodeOutput:
+        stage, seen, notes = _preview.observed(
+            cls.NAME, model, latent["samples"], lambda stage: isinstance(stage, SAMGStage), "SAMG"
+        )
+        title = f"Guidance during sampling: {stage.node}"
+        if seen is None:
+            return io.NodeOutput(_preview.nothing(title, notes))
+        looks = _preview.chosen(seen, columns)
+        energy, scale = (
+            [_preview.picked(look.maps[name], cls.NAME, sample) for look in looks] for name in ("energy", "scale")
+        )
+        names = _preview.captions(looks)
+        low, high = min(float(one.min()) for one in scale), max(float(one.max()) for one in scale)
+        means = [f"{name}\nmean {float(one.mean()):.3g}" for name, one in zip(names, scale, strict=True)]
+        rows = [
+            Row("Energy: mean square of cond - uncond over channels, each step in its own range", energy, names),
+            Row("Scale: how strongly each place was guided", scale, means, low, high),
+        ]
+        return io.NodeOutput(strip(title, [f"{stage.settings()}.", *notes], rows))
+
+
+NODES = [GimbalSAMG, GimbalGuidancePreview]

@@ -25,7 +25,7 @@ def published():
 def test_archive_holds_what_users_need_and_no_more(published):
     names = {str(path) for path in published}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"} <= names
-    assert {"nodes/_hooks.py", "core/micrograin.py", "web/docs/GimbalMicrograin.md"} <= names
+    assert {"nodes/samg.py", "host/sampling/hooks.py", "core/micrograin.py", "web/docs/GimbalMicrograin.md"} <= names
     tops = {path.parts[0] for path in published}
     assert not tops & {"tests", "demo", "devkit", "dev.py", "benchmarks", ".ci", ".github", ".dev", ".git"}
     assert sum((ROOT / path).stat().st_size for path in published) < 5 * 2**20

@@ -10,8 +10,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from gimbal.calibration.report import relative_error
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.summary import relative_error
 from gimbal.core.plan import Plan, Variance, make_plan
 from gimbal.core.solvers import run
 

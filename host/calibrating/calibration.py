@@ -28,12 +28,12 @@ from ...calibration.statistics import QDriftStatistics
 from ...calibration.trajectories import Call, Store
 from ...calibration.trial import PLAIN, Trial, compared
 from ...core.plan import Plan
-from ...core.qdrift import doubles
+from ...core.shapes import doubles
 from .. import identity, qdrift_folder
-from .closed_loop import match_states
 from ..correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
-from .recording import Progress, record_all, record_one, run_name
 from ..sampling.stages import Window
+from .closed_loop import match_states
+from .recording import Progress, record_all, record_one, run_name
 from .sampling_runs import Run, Schedule, final_state, replay
 from .twins import Traits
 
@@ -185,7 +185,7 @@ class Calibration:
 
     def _tried(self, run: Run) -> list[list[float]] | None:
         """What a held-out run gave before it was interrupted, (candidates, 2); None if there is nothing that can be used."""
-        found = storage.load(self._trial_path(run), {"measures": (len(CANDIDATES[self.aim.correction]), 2)})
+        found = storage.load_part(self._trial_path(run), {"measures": (len(CANDIDATES[self.aim.correction]), 2)})
         return None if found is None else found["measures"].tolist()
 
     def _results(self) -> list[RunMoments]:
@@ -242,7 +242,7 @@ class Calibration:
 
     def _map(self, kind: str, base: QDriftStatistics, wanted: list[StateMoments]) -> tuple[Tensor, Tensor]:
         path, channels = self._map_path(kind), self.twins.traits.channels
-        found = storage.load(path, {"scale": (len(wanted), channels), "shift": (len(wanted), channels)})
+        found = storage.load_part(path, {"scale": (len(wanted), channels), "shift": (len(wanted), channels)})
         parts = len(self.runs) * self.schedule.steps
         if found is not None:
             self.progress.end(parts)
@@ -261,7 +261,7 @@ class Calibration:
             self.progress.at(done)
 
         scale, shift = match_states(self.node, self.twins.quantized, self.schedule, self.runs, plan, wanted, on_step)
-        storage.save(path, {"scale": scale, "shift": shift})
+        storage.save_part(path, {"scale": scale, "shift": shift})
         self.progress.end(parts)
         return scale, shift
 
@@ -279,7 +279,7 @@ class Calibration:
             measures.append(compared(self._sampled(run, candidate, statistics), full))
             self.progress.end(self.schedule.steps)
         found = torch.stack([doubles(pair) for pair in measures])
-        storage.save(self._trial_path(run), {"measures": found})
+        storage.save_part(self._trial_path(run), {"measures": found})
         return found.tolist()
 
     def _sampled(self, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
@@ -320,9 +320,10 @@ class Calibration:
             )
 
 
-def full_key(traits: Traits, identity: str, schedule: Schedule) -> str:
+def full_key(traits: Traits, model: str, schedule: Schedule) -> str:
+    """Of all that full precision's trajectories depend on but seed and prompt. model: its identity."""
     return identity.digest(
-        identity,
+        model,
         traits.settings(),
         (schedule.latent, schedule.batch_index, schedule.cfg, schedule.sampler, schedule.sigmas),
         identity.environment(),

@@ -11,9 +11,8 @@ import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..sampling.hooks import SAMPLER_KEY, stages_of
 from ..model_kind import latent_format, path_of
-from ...nodes.confidence import ConfidenceStage
+from ..sampling.hooks import SAMPLER_KEY, stages_of
 
 # Core's kinds of prediction, those that derive from others first.
 KINDS = ("EDM", "V_PREDICTION", "COSMOS_RFLOW", "CONST", "EPS")
@@ -81,7 +80,7 @@ def check_plain(node: str, name: str, model: ModelPatcher) -> None:
             f"{node}: {name} is compiled (torch.compile), which rounds differently from call to call and machine to "
             "machine; connect the model from before that node. The statistics serve the compiled model as well."
         )
-    acting = [stage.node for stage in stages_of(model) if not isinstance(stage, ConfidenceStage)]
+    acting = [stage.node for stage in stages_of(model) if not stage.watches_only]
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
         acting.append("Q-Drift")
     if acting:
@@ -89,6 +88,12 @@ def check_plain(node: str, name: str, model: ModelPatcher) -> None:
             f"{node}: {name} carries {', '.join(acting)}; the statistics would describe what that makes of the "
             "prediction. Connect the model from before it, and put it behind the correction instead."
         )
+
+
+def checked(node: str, name: str, model: ModelPatcher) -> Traits:
+    """The traits of a model that can be calibrated. ValueError if it is none."""
+    check_plain(node, name, model)
+    return Traits.of(node, name, model)
 
 
 def _hooks(model: ModelPatcher) -> Iterator[str]:

@@ -3,14 +3,14 @@
 A `DenoisedStage` changes the final prediction of x0 at every model call, after guidance. A `GuidanceStage` changes the
 conditional prediction before CFG. A stage holds configuration only, so ComfyUI may cache the model that carries it
 between prompts and share it between branches. The one thing a run leaves behind is what its stages saw, for the preview
-nodes to show (see _observe); no run reads it.
+nodes to show (see observe); no run reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -46,6 +46,7 @@ class Stage:
     node: str  # display name, for messages
     window: Window
     observer: Observer = field(default_factory=Observer, kw_only=True)
+    watches_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
 
     def settings(self) -> str:
         """The options in a few words, for the one log line of a run."""

@@ -34,7 +34,7 @@ class Quantization:
 class _Kept:
     """The low-rank branch of the weight seen last, as finding it is slow.
 
-    In slots, where digests of what a model carries (nodes/_origin.py) do not look: it follows from the weight.
+    In slots, where digests of what a model carries (host/identity.py) do not look: it follows from the weight.
     """
 
     __slots__ = ("branch", "key")

@@ -155,7 +155,7 @@ def stated():
 
 @pytest.mark.parametrize("name", [CAST, *SAFETENSORS, *GGUF])
 def test_a_twin_is_calibrated_corrected_and_reported(comfyui_home, gguf_pack, server, queue, name):
-    from gimbal.calibration import summary
+    from gimbal.calibration import report
     from gimbal.calibration.statistics import QDriftStatistics
 
     skip_unless_read(comfyui_home, gguf_pack, name)
@@ -174,7 +174,7 @@ def test_a_twin_is_calibrated_corrected_and_reported(comfyui_home, gguf_pack, se
     assert found.provenance.full_model == FULL and name.removeprefix(CAST) in found.provenance.quantized_model
     assert re.search(NAMES[name], found.provenance.quantization), found.provenance.quantization
     error = float(stated()[name]["error"].rstrip(" %")) / 100
-    assert summary.relative_error(found) == pytest.approx(error, rel=0.1)
+    assert report.relative_error(found) == pytest.approx(error, rel=0.1)
     full, plain, corrected = (latent(server, name, saved) for saved in ("full", "plain", "corrected"))
     assert torch.isfinite(corrected).all() and not torch.equal(corrected, plain)
     away, still = (float((each - full).norm() / full.norm()) for each in (plain, corrected))

@@ -37,7 +37,7 @@ def watch(comfy):
 
 @pytest.fixture
 def guidance(comfy):
-    from gimbal.nodes.guidance_preview import GimbalGuidancePreview
+    from gimbal.nodes.samg import GimbalGuidancePreview
 
     def guidance(model, samples, columns=8, sample=0):
         return GimbalGuidancePreview.execute({"samples": samples}, model, columns, sample).args[0]

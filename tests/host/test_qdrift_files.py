@@ -131,7 +131,7 @@ def test_report_is_a_picture_and_a_text(folder, artefacts, monkeypatch):
     from PIL import Image
 
     from gimbal.calibration import plots
-    from gimbal.nodes.qdrift_report import GimbalQDriftReport
+    from gimbal.nodes.qdrift_files import GimbalQDriftReport
 
     for name, there in (("plots", True), ("table", False)):
         monkeypatch.setattr(plots, "available", lambda there=there: there)

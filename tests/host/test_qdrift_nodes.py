@@ -160,7 +160,7 @@ def test_samplers_without_a_corrected_form(tiny, drift, statistics, caplog, samp
 @pytest.mark.parametrize(("family", "rule"), [("sd15", "auto"), ("sd3", "auto"), ("sd3", "paper"), ("wan", "auto")])
 def test_a_call_corrected_by_itself_is_an_euler_step(tiny, comfy, drift, statistics, family, rule):
     """Under Euler itself both ways must agree to the first order that one of them has."""
-    from gimbal.host import correction
+    from gimbal.host import correction as corrections
     from gimbal.host.sampling.stages import Window
 
     model = tiny.model(family)
@@ -168,11 +168,11 @@ def test_a_call_corrected_by_itself_is_an_euler_step(tiny, comfy, drift, statist
 
     def per_call(wrapped, x, sigmas, extra_args, callback, disable):
         options = {name: value for name, value in OPTIONS.items() if "percent" not in name}
-        correction = correction.Correction("test", stats, window=Window(), **{**options, "rule": rule})
+        correction = corrections.Correction("test", stats, window=Window(), **{**options, "rule": rule})
         guider = wrapped.inner_model
         path = correction.check_model(guider.model_patcher, x, packed=False)
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        one = correction._PerCall(wrapped, correction, path, sigmas, sampling)
+        one = corrections._PerCall(wrapped, correction, path, sigmas, sampling)
         return comfy.k_diffusion.sampling.sample_euler(one, x, sigmas, extra_args, callback, disable)
 
     exact = tiny.sample(drift(model, stats, rule=rule), family, steps=6)

@@ -18,9 +18,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _gimbal
 import torch
+
 from evidence import (
     figures,
     judge,
