@@ -115,7 +115,7 @@ def test_links_lead_somewhere():
 def messages():
     """Every text that the pack's code can say, with "..." for what it fills in."""
     found = []
-    for path in sorted([*(ROOT / "nodes").glob("*.py"), *(ROOT / "core").glob("*.py")]):
+    for path in sorted(path for folder in ("nodes", "host", "core") for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
