@@ -7,19 +7,15 @@ crash the same inputs go on where they were. Nothing is kept here between two ex
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import comfy.model_management
 import comfy.samplers
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...calibration import storage
 from ...calibration.collect import RunMoments, same_levels
 from ...calibration.moments import StateMoments
 from ...calibration.provenance import Provenance
@@ -28,12 +24,12 @@ from ...calibration.statistics import QDriftStatistics
 from ...calibration.trajectories import Call, Store
 from ...calibration.trial import PLAIN, Trial, compared
 from ...core.plan import Plan
-from ...core.shapes import doubles
-from .. import identity, qdrift_folder
+from .. import identity
 from ..correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
 from ..sampling.stages import Window
 from .closed_loop import match_states
 from .recording import Progress, record_all, record_one, run_name
+from .resume import Resume, fitted_name
 from .sampling_runs import Run, Schedule, final_state, replay
 from .twins import Traits
 
@@ -104,7 +100,7 @@ class Calibration:
         if self.plan is None:
             self.held_out = ()
         key = identity.digest("2", twins.full_key, twins.quantized_key, trim, identity.environment())
-        self.folder = qdrift_folder.resume_path(key)
+        self.resume = Resume(node, key, fitted_name(self.runs, aim.correction))
         self.done = dict(self._resumed())
         if twins.full is not None:
             progress.end((len(self.held_out) - len(self._untried())) * schedule.steps)  # recorded and tried before
@@ -148,10 +144,6 @@ class Calibration:
         error, distance = (tuple(tuple(run[c][part] for run in each) for c in range(len(each[0]))) for part in (0, 1))
         return Trial(CANDIDATES[self.aim.correction], error, distance)
 
-    def clear(self) -> None:
-        """After the statistics are safe: forget what was kept for a resume."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def step_levels(self) -> list[float]:
         """The noise levels at which the schedule's steps end."""
         return [step.sigma_next for step in self.plan.steps]
@@ -184,9 +176,8 @@ class Calibration:
         return [run for run in self.held_out if self._tried(run) is None]
 
     def _tried(self, run: Run) -> list[list[float]] | None:
-        """What a held-out run gave before it was interrupted, (candidates, 2); None if there is nothing that can be used."""
-        found = storage.load_part(self._trial_path(run), {"measures": (len(CANDIDATES[self.aim.correction]), 2)})
-        return None if found is None else found["measures"].tolist()
+        """What a held-out run gave before it was interrupted, (candidates, 2)."""
+        return self.resume.load_trial(run, len(CANDIDATES[self.aim.correction]))
 
     def _results(self) -> list[RunMoments]:
         return [self.done[i] for i in range(len(self.runs))]
@@ -194,29 +185,12 @@ class Calibration:
     def _resumed(self) -> Iterator[tuple[int, RunMoments]]:
         steps = self.schedule.steps * (1 if self.twins.full is None else 2)
         for i, run in enumerate(self.runs):
-            try:
-                found = RunMoments.load(self._path(run), self.twins.traits.channels, self.trim)
-            except FileNotFoundError:
-                continue
-            except ValueError as error:
-                logger.warning("%s: %s Measuring that run again.", self.node, error)
+            found = self.resume.load_run(run, self.twins.traits.channels, self.trim)
+            if found is None:
                 continue
             self.progress.say(f"Run {i + 1} of {len(self.runs)} was measured before and is taken over")
             self.progress.end(steps)
             yield i, found
-
-    def _path(self, run: Run) -> Path:
-        return self.folder / f"{run_name(run)}.partial"
-
-    def _fitted(self) -> str:
-        """A name for the runs that maps are found on."""
-        return identity.digest([run_name(run) for run in self.runs], self.aim.correction)
-
-    def _map_path(self, kind: str) -> Path:
-        return self.folder / f"{kind}_{self._fitted()}.partial"
-
-    def _trial_path(self, run: Run) -> Path:
-        return self.folder / f"trial_{self._fitted()}_{run_name(run)}.partial"
 
     def _measure(self, i: int, run: Run, calls: Iterable[Call], final: Tensor, length: int) -> None:
         self.progress.say(f"Quantized, run {i + 1} of {len(self.runs)}: measuring its error")
@@ -236,17 +210,16 @@ class Calibration:
         if self.plan is not None:
             result.add_state(final)
         self._check(run, result)
-        result.save(self._path(run))
+        self.resume.save_run(run, result)
         self.done[i] = result
         self.progress.end(self.schedule.steps)
 
     def _map(self, kind: str, base: QDriftStatistics, wanted: list[StateMoments]) -> tuple[Tensor, Tensor]:
-        path, channels = self._map_path(kind), self.twins.traits.channels
-        found = storage.load_part(path, {"scale": (len(wanted), channels), "shift": (len(wanted), channels)})
+        found = self.resume.load_map(kind, len(wanted), self.twins.traits.channels)
         parts = len(self.runs) * self.schedule.steps
         if found is not None:
             self.progress.end(parts)
-            return found["scale"], found["shift"]
+            return found
         words = "alone" if kind == MOMENTS else "with drift corrected"
         self.progress.say(f"Quantized, {len(self.runs)} runs together: matching moments, {words}")
         correction = Correction(self.node, base, DRIFT if kind == BOTH else MOMENTS, **AS_CALIBRATED)
@@ -261,7 +234,7 @@ class Calibration:
             self.progress.at(done)
 
         scale, shift = match_states(self.node, self.twins.quantized, self.schedule, self.runs, plan, wanted, on_step)
-        storage.save_part(path, {"scale": scale, "shift": shift})
+        self.resume.save_map(kind, scale, shift)
         self.progress.end(parts)
         return scale, shift
 
@@ -276,11 +249,10 @@ class Calibration:
         measures = []
         for candidate in candidates:
             self.progress.say(f"Held-out run {i + 1} of {len(self.held_out)}: trying {candidate[0]}")
-            measures.append(compared(self._sampled(run, candidate, statistics), full))
+            measures.append(list(compared(self._sampled(run, candidate, statistics), full)))
             self.progress.end(self.schedule.steps)
-        found = torch.stack([doubles(pair) for pair in measures])
-        storage.save_part(self._trial_path(run), {"measures": found})
-        return found.tolist()
+        self.resume.save_trial(run, measures)
+        return measures
 
     def _sampled(self, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
         sampler = comfy.samplers.sampler_object(self.schedule.sampler)

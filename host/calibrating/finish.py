@@ -44,6 +44,6 @@ def finish(
         found = replace(found, state_sigma=levels, **dict(zip(names, parts, strict=True)))
     found = replace(found, trial=calibration.trial(found, store))
     path = qdrift_folder.save(found, filename)
-    calibration.clear()
+    calibration.resume.clear()
     logger.info("%s: wrote %s. %s", calibration.node, path, report.verdict(found))
     return Finished(found, picture(found, residuals(results)), path)
