@@ -1,7 +1,7 @@
 """The one command for working on Gimbal. Python 3.11+, nothing else needed; everything it makes lies under .dev/.
 
 python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
-python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI)
+python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI; -n 0: one process)
 python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
 python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` measures what pictures become
 python dev.py checkpoints  paired pictures of your own models on your own ComfyUI (docs/CHECKPOINTS.md)
@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-from devkit import comfyui, environment, lock
+from devkit import comfyui, environment, lock, testing
 from devkit.paths import ROOT, Stop
 
 EVIDENCE = ("evidence",)  # benchmarks of what pictures become: minutes long, on ComfyUI's network classes
@@ -36,8 +36,12 @@ def main() -> int:
         return sub
 
     command("demo", demo, "Run the bundled demo workflow in a real ComfyUI and write its pictures.")
-    test_parser = command("test", test, "Run the tests; what follows is passed on to pytest.")
+    text = (
+        "Run the tests; what follows is passed on to pytest. Without it, some run twice, on two kinds of CPU kernels."
+    )
+    test_parser = command("test", test, text, allow_abbrev=False)
     test_parser.add_argument("--quick", action="store_true", help="only what needs no ComfyUI")
+    test_parser.add_argument("-n", dest="workers", metavar="N", help="processes (default: one a core, at most 4)")
     command("comfyui", play, "Start ComfyUI with the pack and the demo model; what follows is passed on to it.")
     command("bench", bench, "Run the benchmarks named, or all those of speed.")
     # Their own --help says what they take.
@@ -78,9 +82,8 @@ def workflows(args: argparse.Namespace, rest: list[str]) -> int:
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     if args.quick:
         environment.ensure(environment.QUICK)
-        return environment.run(["-m", "pytest", "--ignore=tests/host", *rest], cwd=ROOT)
-    home = _host(args)
-    return environment.run(["-m", "pytest", f"--comfyui={home}", *rest], cwd=ROOT)
+        return testing.run(["--ignore=tests/host"], args.workers, rest)
+    return testing.run([f"--comfyui={_host(args)}"], args.workers, rest, twice=not rest)
 
 
 def bench(args: argparse.Namespace, rest: list[str]) -> int:

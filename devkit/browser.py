@@ -17,6 +17,7 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+TIMEOUT_MS = 180_000  # for what takes a second, on a core that many share
 EMPTY = (900, 400)  # a place in the middle of the canvas
 READY = "() => Boolean(window.app?.graph && LiteGraph.registered_node_types.GimbalMicrograin)"
 
@@ -33,7 +34,7 @@ def frontend(url: str, width: int = 1600, height: int = 1000) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(15000)
+        page.set_default_timeout(TIMEOUT_MS)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on(
@@ -93,6 +94,6 @@ def press_run(page: Any) -> None:
     for toast in page.locator(".p-toast-close-button").all():  # they lie over the button
         toast.click()
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function("() => window.ended !== null", timeout=120000)
+    page.wait_for_function("() => window.ended !== null", timeout=10 * TIMEOUT_MS)
     if (said := page.evaluate("() => window.ended")) != "done":
         raise RuntimeError(said)

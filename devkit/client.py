@@ -28,7 +28,7 @@ class Result:
 
 
 def run(
-    url: str, workflow: Workflow, on_progress: Callable[[str, int, int], None] | None = None, timeout: float = 300
+    url: str, workflow: Workflow, on_progress: Callable[[str, int, int], None] | None = None, timeout: float = 1800
 ) -> Result:
     """Queue a workflow and wait for it. `on_progress(node_id, done, of)` is called as ComfyUI reports progress."""
     return asyncio.run(asyncio.wait_for(_run(url, workflow, on_progress), timeout))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,9 @@ from types import TracebackType
 from . import comfyui
 from .paths import DEV, PYTHON, Stop
 
-START_SECONDS = 300  # a cold disk and one slow core
+START_SECONDS = 600  # a cold disk and one slow core that others use too
+ATTEMPTS = 5  # at a port of its own; another program may take it before ComfyUI does
+IN_USE = ("address already in use", "only one usage of each socket address")  # the second on Windows
 
 
 def free_port() -> int:
@@ -32,12 +34,17 @@ def check_port(port: int) -> None:
             raise Stop(f"port {port} is taken by another program; choose another with --port.")
 
 
+class _PortTaken(Exception):
+    """Another program listens at the port by now."""
+
+
 class Server:
     """A ComfyUI process with its own base directory; a context manager. Nothing is written into its checkout."""
 
     def __init__(self, home: Path, base: Path, port: int | None = None, arguments: Sequence[str] = ("--cpu",)):
+        """port: None for any that is free."""
         self.home, self.base, self.arguments = home, base, tuple(arguments)
-        self.port = port or free_port()
+        self.wanted, self.port = port, port
         self.log = base / "comfyui.log"
         self.process: subprocess.Popen | None = None
 
@@ -53,7 +60,20 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        check_port(self.port)
+        """Stop: the port that was asked for is taken, or ComfyUI does not start."""
+        for attempt in range(1, ATTEMPTS + 1):
+            self.port = self.wanted or free_port()
+            if self.wanted:
+                check_port(self.wanted)
+            try:
+                self._start()
+            except _PortTaken as taken:
+                if self.wanted or attempt == ATTEMPTS:
+                    raise Stop(f"port {self.port} is taken by another program. Its log {self._tail()}") from taken
+            else:
+                return
+
+    def _start(self) -> None:
         command = [
             PYTHON,
             *("-X", f"pycache_prefix={DEV / 'pycache'}"),
@@ -87,24 +107,31 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def get(self, path: str) -> object:
+    def get(self, path: str, timeout: float = 300) -> object:
         """A JSON answer of the server."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
             return json.load(answer)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
+                if any(words in line.lower() for line in self.log_lines() for words in IN_USE):
+                    raise _PortTaken
                 raise Stop(f"ComfyUI {comfyui.version(self.home)} ended while starting. Its log {self._tail()}")
-            try:
-                self.get("/system_stats")
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.2)
-            else:
+            if self._answers():
                 self._check_imports()
                 return
+            time.sleep(0.2)
         raise Stop(f"ComfyUI did not answer within {START_SECONDS} s. Its log {self._tail()}")
+
+    def _answers(self) -> bool:
+        """Whether it is this process that answers: another server may have been quicker to take the port."""
+        try:
+            stats = self.get("/system_stats", timeout=10)
+            return str(self.base) in stats["system"]["argv"]
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return False  # no connection, no answer in time, or not ComfyUI's
 
     def _check_imports(self) -> None:
         # ComfyUI carries on, and exits 0, when a pack fails to import; here that is an error.

@@ -1,8 +1,12 @@
 """Make the repository importable as `gimbal`, as ComfyUI does, and take the options that dev.py passes."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,3 +37,37 @@ def pytest_addoption(parser):
     parser.addoption("--comfyui", type=Path, help="a ComfyUI checkout; the host tests are skipped without one")
     parser.addoption("--artefacts", type=Path, default=ROOT / ".dev" / "artefacts", help="where pictures go")
     parser.addoption("--update-signatures", action="store_true", help="write tests/host/signatures.json anew")
+    parser.addoption(
+        "--threads", type=int, default=1, help="of torch, in the tests and in the servers they start (default: 1)"
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "numerics: depends on how the CPU's kernels round; run under two of them")
+    # For networks this small a second thread mostly waits, the more so beside other workers.
+    threads = config.getoption("--threads")
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Group what shares something costly, for `--dist loadgroup`; long groups first, so that none is left for the end."""
+    items.sort(key=lambda item: START.index(_group(item)[0]))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(" ".join(_group(item))))
+
+
+START = ("server", "formats", "installed", "host", "pure")
+
+
+def _group(item):
+    """One group has one server, or one tiny model, or one file."""
+    if item.path.parent.name != "host":
+        return "pure", item.path.stem
+    if "server" in item.fixturenames:
+        return ("formats" if item.path.stem == "test_formats" else "server",)
+    if "installed" in item.fixturenames:
+        return ("installed",)
+    family = item.callspec.params.get("family", "") if hasattr(item, "callspec") else ""
+    return "host", item.path.stem, str(family)

@@ -1,10 +1,15 @@
 """The tools behind dev.py: what they refuse, and the conversion of saved workflows."""
 
+import os
 import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
-from devkit import comfyui, graph, server
+from devkit import comfyui, graph, server, testing
 from devkit.paths import Stop
 
 INFO = {
@@ -78,10 +83,128 @@ def test_a_busy_port_is_said(tmp_path):
             server.Server(tmp_path, tmp_path, taken.getsockname()[1]).start()
 
 
-def test_a_server_that_dies_is_said_with_its_log(tmp_path):
-    home = tmp_path / "home"
-    (home / "app").mkdir(parents=True)
-    (home / "app" / "frontend_management.py").write_text("")
-    (home / "main.py").write_text("raise SystemExit('no such luck')")
+@pytest.fixture
+def home_with(tmp_path, monkeypatch):
+    """`home_with(main)`: a home with that main.py, which the Python of these tests runs."""
+    monkeypatch.setattr(server, "PYTHON", Path(sys.executable))
+
+    def home_with(main):
+        home = tmp_path / "home"
+        (home / "app").mkdir(parents=True)
+        (home / "app" / "frontend_management.py").write_text("")
+        (home / "main.py").write_text(textwrap.dedent(main))
+        return home
+
+    return home_with
+
+
+def test_a_server_that_dies_is_said_with_its_log(home_with, tmp_path):
     with pytest.raises(Stop, match=r"(?s)ended while starting.*no such luck"):
-        server.Server(home, tmp_path).start()
+        server.Server(home_with("raise SystemExit('no such luck')"), tmp_path).start()
+
+
+# As ComfyUI does: it imports for a while, then binds the port, then tells its arguments.
+SLOW_TO_BIND = """
+    import http.server, json, sys, time
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"system": {"argv": sys.argv}}).encode())
+
+    time.sleep(1)
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def running(home_with, tmp_path):
+    """A server at a port of its own, and a folder for another one."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    with server.Server(home_with(SLOW_TO_BIND), one) as first:
+        yield first, two
+
+
+def test_a_port_that_another_server_takes_first_is_given_up(running, monkeypatch):
+    """The other one answers at that port meanwhile, which must not pass for an answer of ours."""
+    first, folder = running
+    ports = [first.port, server.free_port()]
+    monkeypatch.setattr(server, "free_port", iter(ports).__next__)
+    with server.Server(first.home, folder) as second:
+        assert second.port == ports[1]
+        assert str(folder) in second.get("/system_stats")["system"]["argv"]
+
+
+def test_ports_are_not_tried_for_ever(running, monkeypatch):
+    first, folder = running
+    tried = []
+    monkeypatch.setattr(server, "free_port", lambda: tried.append(1) or first.port)
+    monkeypatch.setattr(server, "ATTEMPTS", 2)
+    with pytest.raises(Stop, match=f"port {first.port} is taken by another program"):
+        server.Server(first.home, folder).start()
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "rest", "expected"),
+    [
+        (None, [], "3"),
+        ("0", [], "0"),
+        ("auto", ["-q"], "auto"),
+        (None, ["tests/core", "-k", "clamp"], "3"),
+        (None, ["tests/core/test_tiles.py::test_one"], "0"),
+        (None, ["--pdb"], "0"),
+        (None, ["-p", "no:xdist"], None),
+        ("2", ["-pno:xdist"], None),
+        (None, ["--numprocesses=2"], None),
+    ],
+)
+def test_processes_are_as_many_as_cores_unless_told(monkeypatch, workers, rest, expected):
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.setattr(testing, "cores", lambda: 3)
+    assert testing.parallel(workers, rest)[1:2] == ([] if expected is None else [expected])
+    monkeypatch.setattr(testing, "cores", lambda: 64)
+    assert testing.parallel(None, [])[1] == str(testing.MOST_WORKERS)
+
+
+def test_processes_chosen_in_the_environment_stay(monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n 1 --color=no")
+    assert testing.parallel(None, []) == []
+    assert testing.parallel("0", [])[:2] == ["-n", "0"]
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((1, 0), 1), ((5, 0), 5), ((0, 1), 1), ((1, 5), 5)])
+def test_both_kinds_of_kernels_count_and_all_tests_come_last(monkeypatch, codes, expected):
+    ran, codes = [], list(codes)
+    monkeypatch.setattr(testing.environment, "run", lambda command, **how: ran.append((command, how)) or codes.pop(0))
+    assert testing.run(["--comfyui=x"], None, [], twice=True) == expected
+    (first, how), (second, _) = ran
+    assert first == [*second, "-m", "numerics"] and "--comfyui=x" in second
+    assert how["env"]["ATEN_CPU_CAPABILITY"] == "default" and how["env"]["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+
+
+def test_chosen_tests_run_once(monkeypatch):
+    ran = []
+    monkeypatch.setattr(testing.environment, "run", lambda command, **how: ran.append((command, how)) or 1)
+    assert testing.run([], None, ["-k", "name"]) == 1
+    ((command, how),) = ran
+    assert command[-2:] == ["-k", "name"] and "env" not in how
+
+
+def pytest_in(folder, *arguments):
+    """pytest's exit code and last line, on a folder of tests of its own."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", folder, *arguments, folder]
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=os.environ, capture_output=True, text=True)
+    return done.returncode, done.stdout.splitlines()[-1]
+
+
+def test_processes_change_neither_the_summary_nor_the_exit_code(tmp_path):
+    processes = testing.parallel("2", [])
+    (tmp_path / "test_some.py").write_text("def test_one(): pass\ndef test_two(): assert False\n")
+    assert pytest_in(tmp_path, *processes, "-k", "nothing")[0] == 5, "no test ran"
+    code, last = pytest_in(tmp_path, *processes)
+    assert code == 1 and "1 failed, 1 passed" in last

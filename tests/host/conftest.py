@@ -34,6 +34,7 @@ def comfyui_home(request) -> Path:
 @pytest.fixture(scope="session")
 def comfy(comfyui_home):
     """ComfyUI imported into this process, on the CPU. Its command line is read at import, hence the detour."""
+    threads = torch.get_num_threads()
     sys.path.insert(0, str(comfyui_home))
     saved, sys.argv = sys.argv, ["pytest", "--cpu", "--disable-xformers"]
     import comfy.options
@@ -43,7 +44,7 @@ def comfy(comfyui_home):
     import comfy.sd
 
     sys.argv = saved
-    torch.set_num_threads(1)  # for networks this small a second thread mostly waits, the more so on a busy machine
+    torch.set_num_threads(threads)
     return comfy
 
 

@@ -36,7 +36,7 @@ def speaking(server):
             headers={"Content-Type": "application/json"},
             method="POST",
         )
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=300).close()
 
     yield speaking
     speaking("en")

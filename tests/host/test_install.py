@@ -30,7 +30,7 @@ def installed(comfyui_home, tmp_path_factory):
 
 
 def fetch(server, path):
-    with urllib.request.urlopen(server.url + path, timeout=30) as answer:
+    with urllib.request.urlopen(server.url + path, timeout=300) as answer:
         return answer.read()
 
 

@@ -213,7 +213,7 @@ def test_interrupt_over_http_then_go_on(server):
 
     def interrupt(node, done, of):
         if node == "4" and done >= 100:  # in the second run
-            urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", method="POST"), timeout=10)
+            urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", method="POST"), timeout=300)
 
     with pytest.raises(client.WorkflowFailed, match="interrupted"):
         client.run(server.url, long, interrupt)

@@ -180,7 +180,7 @@ def test_interrupt_leaves_nothing_behind(run, server):
         if done >= 3:  # newer servers do not report every step
             import urllib.request
 
-            urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", method="POST"), timeout=10)
+            urllib.request.urlopen(urllib.request.Request(f"{server.url}/interrupt", method="POST"), timeout=300)
 
     with pytest.raises(client.WorkflowFailed, match="interrupted"):
         client.run(server.url, long, interrupt)
