@@ -20,6 +20,7 @@ def load(name):
 
 
 calibrating = load("calibrating")
+load("rounding")
 folders, twin, calibrate = calibrating.folders, calibrating.twin, calibrating.calibrate
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from calibrating import Cancelled, assert_same, calibrate_from, cancelling, counted, evaluate, record
+from rounding import allowed, assert_equal_but_for_rounding, of_run
 
 pytestmark = pytest.mark.usefixtures("folders")
 
@@ -57,6 +58,14 @@ def moments(states):
     return pooled.mean(1), pooled.std(1, correction=0)
 
 
+def trajectory(tiny, model, family, **options):
+    """The states of a run, from the noise to the last but one."""
+    states = []
+    tiny.sample(model, family, callback=lambda i, denoised, x, n: states.append(x.clone()), **options)
+    return torch.stack(states)
+
+
+@pytest.mark.numerics
 @pytest.mark.parametrize(("family", "sampler"), [("sd3", "euler"), ("sd15", "dpmpp_2m")])
 def test_it_equals_a_plain_loop(comfy, tiny, calibrate, coarse, family, sampler):
     """Euler and DPM-Solver++(2M) written out, run by run and step by step, from full precision's states."""
@@ -65,6 +74,7 @@ def test_it_equals_a_plain_loop(comfy, tiny, calibrate, coarse, family, sampler)
     full, quantized = tiny.model(family), coarse(family)
     positive, negative = tiny.conditioning(family)
     levels = comfy.samplers.KSampler(full, steps, "cpu", sampler, "simple").sigmas.tolist()
+    own = of_run(lambda model: trajectory(tiny, model, family, sampler=sampler, steps=steps), quantized)
     seen = {}
     for seed in (11, 12):
         found = seen.setdefault(seed, [])
@@ -92,8 +102,11 @@ def test_it_equals_a_plain_loop(comfy, tiny, calibrate, coarse, family, sampler)
         wanted, got = moments([found[i + 1] for found in seen.values()]), moments(states.values())
         scale = wanted[1] / got[1]
         shift = wanted[0] - scale * got[0]
-        torch.testing.assert_close(statistics.state_scale[i].double(), scale, rtol=2e-4, atol=0)
-        torch.testing.assert_close(statistics.state_shift[i].double(), shift, rtol=0, atol=2e-4)
+        # A channel's mean and deviation are off by no more than its states are.
+        off = allowed(torch.cat(list(states.values())), own) / float(got[1].min())
+        torch.testing.assert_close(statistics.state_scale[i].double(), scale, rtol=2 * off, atol=0.0)
+        most = off * float(wanted[1].max() + wanted[0].abs().max())
+        torch.testing.assert_close(statistics.state_shift[i].double(), shift, rtol=0.0, atol=most)
         assert statistics.state_sigma[i] == pytest.approx(following)
         view = (1, -1, 1, 1)
         states = {seed: (scale.view(view) * x + shift.view(view)).float() for seed, x in states.items()}
@@ -251,19 +264,21 @@ def test_advice_is_followed_and_said(tiny, twin, caplog):
     assert torch.equal(untried, tiny.sample(corrected(model, found), "sd3"))
 
 
+@pytest.mark.numerics
 def test_neutral_window_and_mask(comfy, tiny, twin):
     found, model = stats_of(tiny), twin("sd3")
     plain = tiny.sample(model, "sd3")
     assert torch.equal(tiny.sample(corrected(model, found, correction="moments", strength=0.0), "sd3"), plain)
     empty = corrected(model, found, correction="moments", start_percent=0.5, end_percent=0.5)
-    torch.testing.assert_close(tiny.sample(empty, "sd3"), plain, rtol=0, atol=1e-5)
+    own = of_run(lambda model: tiny.sample(model, "sd3"), model)
+    assert_equal_but_for_rounding(tiny.sample(empty, "sd3"), plain, own)
     whole = corrected(model, found, correction="moments")
     assert float((tiny.sample(whole, "sd3") - plain).abs().max()) > 0.01
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 8:] = 1.0
     latent = tiny.latent("sd3") + 0.3
     kept, moved = (tiny.sample(each, "sd3", latent=latent, noise_mask=mask) for each in (model, whole))
-    torch.testing.assert_close(kept[..., :8], moved[..., :8], rtol=0, atol=1e-5)
+    assert_equal_but_for_rounding(kept[..., :8], moved[..., :8], own)
     assert float((kept - moved)[..., 8:].abs().max()) > 0.01
 
 

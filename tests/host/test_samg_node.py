@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import assert_equal_but_for_rounding, of_run
 
 OPTIONS = {
     "preset": "w_min and w_max",
@@ -113,6 +114,7 @@ def plainly_steered(model, cfg=3.0):
     return patched
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", ["sd15", "wan"])
 @pytest.mark.parametrize("order", ["before", "behind"])
 @pytest.mark.parametrize("name", NEIGHBOURS)
@@ -124,11 +126,14 @@ def test_neighbours_work_with_it_in_either_order(tiny, denoised_seen, samg, name
     def together(ours):
         return other(ours(model)) if order == "before" else ours(other(model))
 
-    result = denoised_seen(together(samg), family)[0]
-    expected = denoised_seen(together(plainly_steered), family)[0]
-    torch.testing.assert_close(result, expected, rtol=2e-4, atol=2e-4)
+    def first(model):
+        return denoised_seen(model, family, steps=1)[0]
+
+    plainly = together(plainly_steered)
+    result, expected = first(together(samg)), first(plainly)
+    assert_equal_but_for_rounding(result, expected, of_run(first, plainly))
     for alone in (samg(model), other(model)):
-        assert (result - denoised_seen(alone, family)[0]).abs().max() > 1e-3
+        assert (result - first(alone)).abs().max() > 1e-3
 
 
 def test_presets_are_the_papers_scales(tiny, denoised_seen, samg):
