@@ -3,9 +3,12 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,8 @@ def test_archive_holds_what_users_need_and_no_more(published):
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"} <= names
     assert {"nodes/samg.py", "host/sampling/hooks.py", "core/micrograin.py", "web/docs/GimbalMicrograin.md"} <= names
     tops = {path.parts[0] for path in published}
-    assert not tops & {"tests", "demo", "devkit", "dev.py", "benchmarks", ".ci", ".github", ".dev", ".git"}
+    assert not tops & {"tests", "demo", "devkit", "dev.py", "setup.py", "benchmarks", ".ci", ".github", ".dev", ".git"}
+    assert not tops & {"MANIFEST.in", "CITATION.cff", "CONTRIBUTING.md", ".pre-commit-config.yaml"}
     assert sum((ROOT / path).stat().st_size for path in published) < 5 * 2**20
 
 
@@ -152,6 +156,65 @@ def test_library_imports_without_comfyui(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A wheel and a source distribution, made by the build backend from a copy of everything in the repository."""
+    from devkit.base import ALWAYS_IGNORED
+
+    copy, out = tmp_path_factory.mktemp("build") / "source", tmp_path_factory.mktemp("dist")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*ALWAYS_IGNORED), symlinks=True)
+    made = []
+    for kind in ("wheel", "sdist"):
+        code = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
+        done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        [path] = set(out.iterdir()) - set(made)
+        made.append(path)
+    return made
+
+
+def library_files():
+    """Of the repository, what `pip install` brings."""
+    modules = [path for folder in ("core", "calibration") for path in (ROOT / folder).rglob("*.py")]
+    return {"__init__.py", "py.typed", *(path.relative_to(ROOT).as_posix() for path in modules)}
+
+
+def test_wheel_holds_the_library_alone(built):
+    with zipfile.ZipFile(built[0]) as wheel:
+        names = set(wheel.namelist())
+    info = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE"}
+    folder = f"gimbal-{PROJECT['project']['version']}.dist-info"
+    assert names == {f"gimbal/{name}" for name in library_files()} | {f"{folder}/{name}" for name in info}
+
+
+def test_source_distribution_holds_what_a_build_needs(built):
+    with tarfile.open(built[1]) as source:
+        names = {member.name.partition("/")[2] for member in source.getmembers() if member.isfile()}
+    by_setuptools = {"PKG-INFO", "setup.cfg", *(name for name in names if name.startswith("gimbal.egg-info/"))}
+    beside = {"LICENSE", "README.md", "MANIFEST.in", "pyproject.toml", "setup.py"}
+    assert names - by_setuptools == library_files() | beside
+
+
+def test_wheel_is_importable_without_comfyui(built, tmp_path):
+    """Every module of it, from the unpacked wheel alone: no working directory, no repository on the path."""
+    with zipfile.ZipFile(built[0]) as wheel:
+        wheel.extractall(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        "import gimbal, gimbal.core, gimbal.calibration, importlib, pkgutil;"
+        "names = [module.name for module in pkgutil.walk_packages(gimbal.__path__, 'gimbal.')];"
+        "[importlib.import_module(name) for name in names if not name.endswith('.__main__')];"
+        "assert not {'comfy', 'comfy_api', 'nodes'} & set(sys.modules);"
+        "print(gimbal.__file__, *names)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    file, *names = done.stdout.split()
+    assert Path(file).parent == tmp_path / "gimbal"
+    assert {"gimbal.core", "gimbal.calibration", "gimbal.calibration.__main__"} <= set(names)
+    assert {name.split(".")[1] for name in names} == {"core", "calibration"}
 
 
 def test_every_bundled_json_is_a_workflow():
