@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import report
@@ -14,7 +14,8 @@ from .statistics import QDriftStatistics
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 after an error, which is one line on stderr."""
     options = _parser().parse_args(arguments)
-    return options.run(options)
+    command: Callable[[argparse.Namespace], int] = options.run
+    return command(options)
 
 
 def _parser() -> argparse.ArgumentParser:

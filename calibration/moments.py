@@ -113,7 +113,9 @@ class JointMoments(Moments):
         self._check_tensors(where, (eps_hat, eps_hat))
         dtype = torch.promote_types(eps_hat.dtype, torch.float32)
         view = (-1,) + (1,) * (eps_hat.ndim - 2)
-        slope, intercept = (t.to(dtype).to(eps_hat.device).view(view) for t in (self.slope(), self.intercept()))
+        slope, intercept = (
+            per_channel.to(dtype).to(eps_hat.device).reshape(view) for per_channel in (self.slope(), self.intercept())
+        )
         return (eps_hat.to(dtype) * slope + intercept).to(eps_hat.dtype)
 
     def relative_error(self) -> Tensor:

@@ -34,8 +34,9 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
     from matplotlib.figure import Figure
 
     shown = report.figures(statistics)
-    matched, tried = statistics.state_sigma is not None, statistics.trial is not None
-    columns = 4 if matched or tried else 3
+    maps, tried = statistics.state_map(), statistics.trial
+    beside = (maps is not None, tried is not None)
+    columns = 4 if any(beside) else 3
     figure = Figure(figsize=(13.6 * columns / 3, 8.4), dpi=100, facecolor=PAPER, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(2, columns)
@@ -53,17 +54,12 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
         _shape(panels[1, 2], residuals)
     else:
         _ratios(panels[1, 2], steps, shown)
-    if matched:
-        _bands(
-            panels[0, 3],
-            np.arange(1, len(statistics.state_sigma) + 1),
-            statistics.state_scale,
-            "moment matching's scale",
-        )
+    if maps is not None:
+        _bands(panels[0, 3], np.arange(1, len(maps.sigma) + 1), maps.scale, "moment matching's scale")
         panels[0, 3].set_xlabel("after step", fontsize=10)
-    if tried:
-        _trial(panels[1, 3], statistics.trial)
-    for panel, used in zip(panels[:, 3:].flat, (matched, tried), strict=False):
+    if tried is not None:
+        _trial(panels[1, 3], tried)
+    for panel, used in zip(panels[:, 3:].flat, beside, strict=False):
         panel.set_visible(used)
     for panel in panels[:, :3].flat:
         if not panel.get_xlabel():
@@ -78,7 +74,8 @@ def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None =
     ]
     figure.suptitle("\n".join(map(_plain, words)), fontsize=12, x=0.01, ha="left", linespacing=1.5)
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    pixels: np.ndarray = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels
 
 
 def _plain(line: str) -> str:
@@ -91,7 +88,7 @@ def _trial(panel: Axes, tried: trial.Trial) -> None:
     colours = [
         ORANGE if candidate == chosen else GREY if i == 0 else BLUE for i, candidate in enumerate(tried.candidates)
     ]
-    places = np.arange(len(names))
+    places = range(len(names))
     panel.barh(places, [100 * tried.mean_error(i) ** 0.5 for i in places], color=colours, height=0.6)
     for i, errors in enumerate(tried.error):
         panel.plot([100 * value**0.5 for value in errors], [i] * len(errors), "k|", markersize=9)
@@ -137,7 +134,7 @@ def _gains(panel: Axes, steps: np.ndarray, shown: report.Figures) -> None:
     drawn = panel.pcolormesh(edges, np.arange(len(gains) + 1) - 0.5, gains, cmap="viridis", rasterized=True)
     scale = panel.figure.colorbar(drawn, ax=panel)
     scale.ax.tick_params(labelsize=9)
-    scale.formatter.set_powerlimits((-2, 3))
+    scale.ax.ticklabel_format(axis="y", scilimits=(-2, 3))
     panel.grid(False)
     panel.set_yticks(range(0, len(gains), -(-len(gains) // 8)))
     panel.set_ylabel("channel", fontsize=10)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 PATHS = ("ve", "flow")
 # Between the values that merged files disagree about.
@@ -104,7 +105,7 @@ class Provenance:
         Raises:
             ValueError: a field is missing or cannot be read, named.
         """
-        given: dict[str, object] = {}
+        given: dict[str, Any] = {}
         for field in fields(cls):
             text = metadata.get(field.name)
             if text is None:
@@ -112,9 +113,11 @@ class Provenance:
                     raise ValueError(f"the metadata lacks {field.name}")
                 continue
             try:
-                given[field.name] = _READERS.get(field.type, str)(text)
+                given[field.name] = _READERS.get(str(field.type), str)(text)
             except ValueError:
-                wanted = {"int": "a whole number", "float": "a number"}.get(field.type, "whole numbers and commas")
+                wanted = {"int": "a whole number", "float": "a number"}.get(
+                    str(field.type), "whole numbers and commas"
+                )
                 raise ValueError(f"{field.name} is {_shown(text)}; it must be {wanted}") from None
         return cls(**given)
 
@@ -131,10 +134,10 @@ class Provenance:
                 if getattr(other, name) != getattr(first, name):
                     ours, theirs = _shown(getattr(first, name)), _shown(getattr(other, name))
                     raise ValueError(f"{name} differs: {ours} and {theirs}; merge calibrations of one setting.")
-        values: dict[str, object] = {}
+        values: dict[str, Any] = {}
         for field in fields(cls):
             each = [getattr(part, field.name) for part in parts]
-            if field.type.startswith("tuple"):
+            if str(field.type).startswith("tuple"):
                 values[field.name] = tuple(value for part in each for value in part)
             elif field.type == "str":
                 texts = dict.fromkeys(text for value in each for text in value.split(JOINT) if text)
@@ -153,7 +156,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",")) if text else ()
 
 
-_READERS = {
+_READERS: dict[str, Callable[[str], object]] = {
     "int": int,
     "float": float,
     "tuple[int, ...]": _whole_numbers,

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import trial
 from .moments import JointMoments
 from .residual import Residual
+from .state_map import StateMap
 from .statistics import QDriftStatistics, levels
 
 SUBSET = 5  # runs, which the paper found to suffice (Q-Drift Sec. 5.4)
@@ -75,7 +76,7 @@ def step_share(sigma: Tensor) -> Tensor:
 
 def _signal_power(moments: JointMoments) -> Tensor:
     """E[eps^2] of full precision, (C,)."""
-    square, product, error = moments.m2
+    square, product, error = moments.m2.unbind()
     deviations = (square - 2 * product + error).clamp(min=0.0)
     return deviations / moments.count + (moments.mean[0] - moments.mean[1]).square()
 
@@ -222,18 +223,19 @@ def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = No
     lines = [settings, "", "Euler gain c = |dsigma|/(2 sigma) V (Eq. 22), from each level to the next", ""]
     lines += table(shown)
     lines += ["", "S/E: signal to error. S/V: signal to V, the part of the error that may act as noise."]
-    if statistics.state_sigma is not None:
-        lines += ["", "Moment matching: x -> scale x + shift after each step", "", *maps_table(statistics)]
+    maps = statistics.state_map()
+    if maps is not None:
+        lines += ["", "Moment matching: x -> scale x + shift after each step", "", *maps_table(maps)]
     if statistics.trial is not None:
         lines += trial.table(statistics.trial)
     lines += ["", stability(statistics), shape_sentence(residuals), "", verdict(statistics)]
     return "\n".join(lines) + "\n"
 
 
-def maps_table(statistics: QDriftStatistics) -> list[str]:
+def maps_table(maps: StateMap) -> list[str]:
     columns = ("sigma", 9), ("scale", 9), ("min", 9), ("max", 9), ("|shift|", 9), ("max", 9)
     lines = ["step" + "".join(f" {name:>{width}}" for name, width in columns)]
-    rows = zip(statistics.state_sigma, statistics.state_scale, statistics.state_shift.abs(), strict=True)
+    rows = zip(maps.sigma, maps.scale, maps.shift.abs(), strict=True)
     for i, (sigma, scale, shift) in enumerate(rows):
         values = (sigma, scale.mean(), scale.min(), scale.max(), shift.mean(), shift.max())
         lines.append(f"{i + 1:4d}" + "".join(f" {float(value):9.4g}" for value in values))

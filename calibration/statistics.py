@@ -105,13 +105,14 @@ class QDriftStatistics:
         for run in runs[1:]:
             total = [moments.merge(other) for moments, other in zip(total, run, strict=True)]
         alone = torch.stack([torch.stack([moments.conditional_variance() for moments in run]) for run in runs])
-        given = (*(state_map or (None, None, None)), *(drift_map or (None, None)))
-        dtypes = (torch.float64, *[torch.float32] * 4)
-        state = [
-            None if part is None else torch.as_tensor(part, dtype=dtype, device="cpu")
-            for part, dtype in zip(given, dtypes, strict=True)
-        ]
-        return cls(levels, *_stacked(total), provenance, *state, run_variance=alone.float())
+        state: dict[str, Tensor] = {}
+        if state_map is not None:
+            state["state_sigma"] = torch.as_tensor(state_map[0], dtype=torch.float64, device="cpu")
+            state["state_scale"], state["state_shift"] = (_on_cpu(part) for part in state_map[1:])
+        if drift_map is not None:
+            state["state_scale_drift"], state["state_shift_drift"] = (_on_cpu(part) for part in drift_map)
+        count, mean, m2 = _stacked(total)
+        return cls(levels, count, mean, m2, provenance, trial=None, run_variance=alone.float(), **state)
 
     @property
     def channels(self) -> int:
@@ -154,7 +155,9 @@ class QDriftStatistics:
         scale, shift = (
             (self.state_scale_drift, self.state_shift_drift) if with_drift else (self.state_scale, self.state_shift)
         )
-        return None if scale is None else StateMap(float(self.sigma[0]), self.state_sigma, scale, shift)
+        if self.state_sigma is None or scale is None or shift is None:
+            return None
+        return StateMap(float(self.sigma[0]), self.state_sigma, scale, shift)
 
     def _at(self, name: str, sigma: float, channels: str, read: Callable[[JointMoments], Tensor]) -> Tensor:
         where = f"QDriftStatistics.{name}"
@@ -230,8 +233,8 @@ class QDriftStatistics:
                     "merge calibrations of one schedule."
                 )
             total = [moments.merge(other.moments(i)) for i, moments in enumerate(total)]
-        alone = [part.run_variance for part in parts]
-        kept = None if any(each is None for each in alone) else torch.cat(alone)
+        alone = [part.run_variance for part in parts if part.run_variance is not None]
+        kept = torch.cat(alone) if len(alone) == len(parts) else None
         return cls(first.sigma, *_stacked(total), provenance, run_variance=kept)
 
     def describe(self) -> str:
@@ -250,6 +253,10 @@ class QDriftStatistics:
 def levels(sigma: Tensor) -> str:
     """Noise levels in words."""
     return f"{len(sigma)} sigmas from {sigma[0]:.4g} to {sigma[-1]:.4g}"
+
+
+def _on_cpu(values: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32, device="cpu")
 
 
 def _stacked(moments: Sequence[JointMoments]) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from safetensors import safe_open
@@ -94,16 +94,17 @@ class InFolder:
         with _opened(self._path(run)) as file:
             parts = {name: file.get_slice(name) for name in CALL}
             for i in range(parts["x"].get_shape()[0]):
-                yield Call(**{name: part[i].clone() for name, part in parts.items()})
+                # By a range: safetensors before 0.4.4 takes no number.
+                yield Call(**{name: part[i : i + 1][0].clone() for name, part in parts.items()})
 
     def final(self, run: str) -> Tensor:
         """ValueError if the file cannot be used."""
         with _opened(self._path(run)) as file:
-            return file.get_tensor("final").clone()
+            return cast(Tensor, file.get_tensor("final")).clone()
 
     def length(self, run: str) -> int:
         with _opened(self._path(run)) as file:
-            return file.get_slice("x").get_shape()[0]
+            return int(file.get_slice("x").get_shape()[0])
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -122,7 +123,7 @@ def write_header(folder: Path, settings: Mapping[str, object], tensors: dict[str
     storage.write(folder / HEADER, tensors, {"format": FORMAT, "settings": json.dumps(settings)})
 
 
-def read_header(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_header(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Settings and tensors as written. ValueError if the folder holds no such thing."""
     with _opened(folder / HEADER) as file:
         try:

@@ -92,8 +92,8 @@ class Trial:
             error, distance = (
                 tuple(tuple(float(value) for value in row) for row in found[name]) for name in ("error", "distance")
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Trial: its text cannot be read ({error}); calibrate again.") from error
+        except (KeyError, TypeError, ValueError) as fault:
+            raise ValueError(f"Trial: its text cannot be read ({fault}); calibrate again.") from fault
         return cls(candidates, error, distance)
 
 

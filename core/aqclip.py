@@ -27,12 +27,12 @@ class AQClipState:
     """
 
     def __init__(self) -> None:
-        self._layout: tuple | None = None  # what the corridors below belong to
+        self._layout: tuple[object, ...] | None = None  # what the corridors below belong to
         self._step: object = None
         self._before: Tensor | None = None  # average up to the step before this one
         self._average: Tensor | None = None
 
-    def average(self, corridor: Tensor, beta: float, layout: tuple, step: object = None) -> Tensor:
+    def average(self, corridor: Tensor, beta: float, layout: tuple[object, ...], step: object = None) -> Tensor:
         """Take in this step's corridor and return the average: beta * average before this step + (1 - beta) * corridor.
 
         Calls that name the same step replace each other: all start from the average before that step. A step of None
@@ -99,8 +99,8 @@ def aqclip(
     _check(alpha, ema_beta, corridor, form, knee, k_min, k_max)
     if x.dtype == torch.float64:
         narrow = x.float()
-        options = {"step": step, "knee": knee, "k_min": k_min, "k_max": k_max}
-        clipped = aqclip(narrow, tile, stride, alpha, ema_beta, confidence, corridor, form, state, **options)
+        places = (narrow, tile, stride, alpha, ema_beta, confidence, corridor, form, state)
+        clipped = aqclip(*places, step=step, knee=knee, k_min=k_min, k_max=k_max)
         return torch.where(clipped == narrow, x, clipped.double())  # what was not clipped keeps all its digits
 
     frames = as_frames(x)  # (B, F, C, H, W)
@@ -115,7 +115,8 @@ def aqclip(
     if state is not None:
         bounds = state.average(bounds, ema_beta, (x.shape, tile, stride), step)
     varies = variance > 0.0
-    tables = _tanh_tables(*bounds, varies, alpha) if form == "tanh" else _smooth_tables(*bounds, varies, knee)
+    low, high = bounds
+    tables = _tanh_tables(low, high, varies, alpha) if form == "tanh" else _smooth_tables(low, high, varies, knee)
     result = torch.empty_like(x)
     _clip_blocks(frames, as_frames(result), grid, tables, _tanh if form == "tanh" else _smooth)
     return result

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .linear_samplers import Sampler, StepInfo
 from .shapes import doubles
-
-Sampler = Callable[..., Tensor]  # fn(model, x, sigmas, extra_args=None, callback=None, disable=None, **options)
 
 PROBE_SIZE = 8  # elements of the dense vectors
 PROBE_SCALE = 3.0  # their spread: beyond what a sampler that clamps would let through
@@ -55,7 +54,7 @@ def read_coefficients(
     sampler: Sampler,
     sigmas: Tensor | Sequence[float],
     *,
-    model_sampling: Any = None,
+    model_sampling: object = None,
     options: Mapping[str, Any] | None = None,
 ) -> Coefficients:
     """Coefficients of a sampler function on a schedule, exact to float64.
@@ -116,7 +115,7 @@ def check_schedule(sigmas: Tensor | Sequence[float]) -> tuple[float, ...]:
 class ModelSurface:
     """What samplers look for on ComfyUI's model beside calling it: the sampling object, in both its places."""
 
-    def __init__(self, model_sampling: Any):
+    def __init__(self, model_sampling: object):
         inner = SimpleNamespace() if model_sampling is None else SimpleNamespace(model_sampling=model_sampling)
         patcher = SimpleNamespace(get_model_object=lambda name: getattr(inner, name))
         self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=patcher, cfg=1.0)
@@ -129,7 +128,7 @@ class _EndlessCalls(RuntimeError):
 class _Probe(ModelSurface):
     """A model that answers what is prepared, and notes what it was asked."""
 
-    def __init__(self, answer: Callable[[int], Tensor], most_calls: int, model_sampling: Any):
+    def __init__(self, answer: Callable[[int], Tensor], most_calls: int, model_sampling: object):
         super().__init__(model_sampling)
         self.answer, self.most_calls = answer, most_calls
         self.levels: list[float] = []
@@ -137,7 +136,7 @@ class _Probe(ModelSurface):
         self.answers: list[Tensor] = [answer(-1)]  # x_0, then D_0, D_1, ...
         self.begun: list[tuple[int, int]] = []  # (step, call) of each callback
 
-    def __call__(self, x: Tensor, sigma: Tensor | float, *_: Any, **__: Any) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor | float, *_: object, **__: object) -> Tensor:
         if len(self.levels) == self.most_calls:
             raise _EndlessCalls
         self.answers.append(self.answer(len(self.levels)))
@@ -145,13 +144,13 @@ class _Probe(ModelSurface):
         self.inputs.append(doubles(x).flatten().clone())
         return self.answers[-1].reshape(x.shape).clone()
 
-    def note(self, info: Mapping[str, Any]) -> None:
+    def note(self, info: StepInfo) -> None:
         self.begun.append((int(info["i"]), len(self.levels) - 1))
 
     def run(self, name: str, sampler: Sampler, schedule: tuple[float, ...], options: dict[str, Any]) -> None:
         before = torch.random.get_rng_state()
         x = self.answers[0].reshape(1, -1, 1, 1).clone()
-        extra_args: dict[str, Any] = {"model_options": {}}
+        extra_args: dict[str, object] = {"model_options": {}}
         try:
             result = sampler(
                 self, x, doubles(schedule), extra_args=extra_args, callback=self.note, disable=True, **options

@@ -79,7 +79,7 @@ def entropy_confidence(
     q_heads = q[:, queries].unflatten(2, (heads, -1))[:, :, chosen].transpose(1, 2).float()  # (B, h, n, dim)
     k_heads = k[:, keys].unflatten(2, (key_heads, -1))[:, :, chosen * key_heads // heads].transpose(1, 2).float()
     scores = (q_heads @ k_heads.mT) * (scale or 1.0 / math.sqrt(q_heads.shape[-1]))
-    most_possible = math.log(max(keys.numel(), 2))  # with one key the entropy is 0, and stays it
+    most_possible: float | Tensor = math.log(max(keys.numel(), 2))  # with one key the entropy is 0, and stays it
     if mask is not None:
         for dim, index in ((1, chosen), (2, queries), (3, keys)):
             mask = mask if mask.shape[dim] == 1 else mask.index_select(dim, index)

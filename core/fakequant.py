@@ -143,7 +143,7 @@ def linear(x: Tensor, weight: Split, bias: Tensor | None = None, activation_bits
 
 def _round(x: Tensor, bits: int) -> Tensor:
     """x to the levels of its last dimension."""
-    scale = x.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    scale = x.abs().amax(-1, keepdim=True) / ((1 << bits - 1) - 1)
     scale = scale.masked_fill(scale == 0.0, 1.0)  # nothing but zeros
     return (x / scale).round_().mul_(scale)
 

@@ -12,18 +12,33 @@ import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
 Model = Callable[..., Tensor]
+Sampler = Callable[..., Tensor]  # fn(model, x, sigmas, extra_args=None, callback=None, disable=None, **options)
+Arguments = Mapping[str, object]  # further ones of the model's
+
+
+class StepInfo(TypedDict):
+    """What samplers tell their callback at each step."""
+
+    x: Tensor  # (B, C, *spatial)
+    i: int
+    sigma: Tensor  # ()
+    sigma_hat: Tensor  # ()
+    denoised: Tensor  # (B, C, *spatial)
+
+
+Callback = Callable[[StepInfo], None]
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 class _Calls:
     """The model as a sampler's loop needs it: at a sigma given as a number, with the callback."""
 
-    def __init__(self, model: Model, extra_args: dict[str, Any] | None, callback: Callable[..., None] | None):
+    def __init__(self, model: Model, extra_args: Arguments | None, callback: Callback | None):
         self.model, self.extra_args, self.callback = model, extra_args or {}, callback
 
     def denoised(self, x: Tensor, sigma: float, step: int | None = None) -> Tensor:
@@ -39,7 +54,12 @@ class _Calls:
 
 
 def sample_euler(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable: bool | None = None
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Arguments | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
 ) -> Tensor:
     """Euler's method (Karras et al. 2022), which is also DDIM."""
     calls, levels = _Calls(model, extra_args, callback), sigmas.tolist()
@@ -49,7 +69,12 @@ def sample_euler(
 
 
 def sample_heun(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable: bool | None = None
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Arguments | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
 ) -> Tensor:
     """Heun's method (Karras et al. 2022, Algorithm 1): two calls a step, one in a step to 0."""
     calls, levels = _Calls(model, extra_args, callback), sigmas.tolist()
@@ -62,7 +87,12 @@ def sample_heun(
 
 
 def sample_dpmpp_2m(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable: bool | None = None
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Arguments | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, Algorithm 2), in lambda = -ln sigma as in k-diffusion."""
     calls, levels = _Calls(model, extra_args, callback), sigmas.tolist()
@@ -83,13 +113,14 @@ def sample_ipndm(
     model: Model,
     x: Tensor,
     sigmas: Tensor,
-    extra_args=None,
-    callback=None,
+    extra_args: Arguments | None = None,
+    callback: Callback | None = None,
     disable: bool | None = None,
     max_order: int = 4,
 ) -> Tensor:
     """Adams-Bashforth with the weights of equal steps, whatever the steps (Zhang and Chen 2023, iPNDM)."""
-    calls, levels, past = _Calls(model, extra_args, callback), sigmas.tolist(), []
+    calls, levels = _Calls(model, extra_args, callback), sigmas.tolist()
+    past: list[Tensor] = []
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         past = [calls.derivative(x, sigma, i), *past][:max_order]
         weights = ADAMS_BASHFORTH[len(past) - 1 if sigma_next > 0.0 else 0]
@@ -101,13 +132,14 @@ def sample_lms(
     model: Model,
     x: Tensor,
     sigmas: Tensor,
-    extra_args=None,
-    callback=None,
+    extra_args: Arguments | None = None,
+    callback: Callback | None = None,
     disable: bool | None = None,
     order: int = 4,
 ) -> Tensor:
     """Linear multistep: the polynomial through the last derivatives, integrated exactly (Katherine Crowson's LMS)."""
-    calls, levels, past = _Calls(model, extra_args, callback), sigmas.tolist(), []
+    calls, levels = _Calls(model, extra_args, callback), sigmas.tolist()
+    past: list[Tensor] = []
     for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         past = [calls.derivative(x, sigma, i), *past][: order if sigma_next > 0.0 else 1]
         weights = interpolation_weights([levels[i - j] for j in range(len(past))], sigma, sigma_next)
@@ -127,7 +159,7 @@ def interpolation_weights(nodes: list[float], start: float, end: float) -> list[
     return weights
 
 
-SOLVERS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+SOLVERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "euler": sample_euler,
         "ddim": sample_euler,
@@ -139,7 +171,7 @@ SOLVERS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
 )
 
 
-def find_solver(solver: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+def find_solver(solver: str | Sampler) -> Sampler:
     """The function of that name in SOLVERS; a function is its own.
 
     Raises:

@@ -74,12 +74,13 @@ def linear_steps(coefficients: Coefficients) -> tuple[Output, tuple[Step, ...]]:
     if (derivative[:, 0] - 1.0).abs().max() > 1e-6:
         problem = "does not integrate dx/dsigma = (x - denoised)/sigma"
         raise ValueError(f"{coefficients.name} {problem}; it has no corrected form.")
-    by_derivative = _mixes(derivative, coefficients.starts)
-    by_denoised = _mixes(denoised, coefficients.starts)
     starts = coefficients.starts
-    fewer = by_denoised is not None and _memory(by_denoised, starts) < _memory(by_derivative, starts)
-    output, mixes = ("denoised", by_denoised) if fewer else ("derivative", by_derivative)
-    return output, _assemble(coefficients, mixes)
+    by_derivative = _mixes(derivative, starts)
+    if _carries_state(denoised, starts):
+        by_denoised = _mixes(denoised, starts)
+        if _memory(by_denoised, starts) < _memory(by_derivative, starts):
+            return "denoised", _assemble(coefficients, by_denoised)
+    return "derivative", _assemble(coefficients, by_derivative)
 
 
 def accumulated_variance(
@@ -132,13 +133,16 @@ def _on_derivatives(rows: Tensor, levels: tuple[float, ...]) -> Tensor:
     return found
 
 
-def _mixes(rows: Tensor, starts: tuple[int, ...]) -> list[Mix] | None:
+def _carries_state(rows: Tensor, starts: tuple[int, ...]) -> bool:
+    """Whether every step starts from a state that still holds a share of x_0, which `_mixes` divides by."""
+    return all(abs(float(rows[_anchor(i, starts), 0])) >= ROUNDING for i in range(1, len(rows)))
+
+
+def _mixes(rows: Tensor, starts: tuple[int, ...]) -> list[Mix]:
     """Each row (a call's input, or the result) from the state at the start of the step that it belongs to."""
     mixes = [Mix(1.0, ())]
     for i in range(1, len(rows)):
         anchor = rows[_anchor(i, starts)]
-        if anchor[0].abs() < ROUNDING:
-            return None
         carry = rows[i, 0] / anchor[0]
         weights = rows[i, 1:] - carry * anchor[1:]
         floor = max(NOTHING * float(weights.abs().max()), ROUNDING)

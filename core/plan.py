@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .ancestral import ancestral_steps
-from .coefficients import Sampler, check_schedule, read_coefficients
-from .linear_samplers import find_solver
+from .coefficients import check_schedule, read_coefficients
+from .linear_samplers import Sampler, find_solver
 from .multistep import Output, Step, accumulated_variance, linear_steps
 from .qdrift import as_variance, cap_gain, euler_gain, gain_from_variance, quadrature_gain
 from .shapes import doubles
@@ -76,7 +76,7 @@ def make_plan(
     rule: Rule = "auto",
     cap: float = 1.0,
     options: Mapping[str, Any] | None = None,
-    model_sampling: Any = None,
+    model_sampling: object = None,
     bias: Bias | None = None,
     bias_mode: BiasMode = "deterministic",
 ) -> Plan:
@@ -120,7 +120,8 @@ def make_plan(
     capped = [cap_gain(gain, cap) for gain in gains]
     terms = None
     if bias is not None:
-        terms = _bias_terms(levels, bias, variances.sqrt() if bias_mode == "stochastic" else None)
+        spread = None if variances is None or bias_mode != "stochastic" else variances.sqrt()
+        terms = _bias_terms(levels, bias, spread)
     return Plan(
         name,
         path,
@@ -149,7 +150,7 @@ def _check_options(
 
 
 def _solver_steps(
-    solver: str | Sampler, schedule: tuple[float, ...], path: Path, options: Mapping[str, Any], model_sampling: Any
+    solver: str | Sampler, schedule: tuple[float, ...], path: Path, options: Mapping[str, Any], model_sampling: object
 ) -> tuple[str, Output, tuple[Step, ...]]:
     if solver == "euler_ancestral":
         return solver, "derivative", ancestral_steps(path, schedule, **options)
@@ -160,7 +161,9 @@ def _solver_steps(
 
 def _rule(path: Path, steps: tuple[Step, ...]) -> Rule:
     own = all({call for call, _ in step.mix.terms} <= {stage.call for stage in step.stages} for step in steps)
-    return {"ve": "paper", "flow": "marginal"}[path] if own else "accumulated"
+    if not own:
+        return "accumulated"
+    return "paper" if path == "ve" else "marginal"
 
 
 def _equation(rule: Rule, path: Path, steps: tuple[Step, ...]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coefficients import ModelSurface, Sampler
-from .linear_samplers import SOLVERS, find_solver
+from .coefficients import ModelSurface
+from .linear_samplers import SOLVERS, Callback, Sampler, find_solver
 from .multistep import Mix, Step
 from .plan import Bias, BiasMode, Path, Plan, Rule, Variance, make_plan
 from .shapes import doubles
@@ -20,7 +20,6 @@ from .shapes import doubles
 __all__ = ["SOLVERS", "Plan", "Stepper", "make_plan", "run", "sample"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
-Callback = Callable[[dict[str, Any]], None]
 AfterStep = Callable[[int, Tensor], Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]  # (sigma, sigma_next) -> standard normal noise like x
 
@@ -37,7 +36,7 @@ def sample(
     rule: Rule = "auto",
     cap: float = 1.0,
     options: Mapping[str, Any] | None = None,
-    model_sampling: Any = None,
+    model_sampling: object = None,
     bias: Bias | None = None,
     bias_mode: BiasMode = "deterministic",
     callback: Callback | None = None,
@@ -175,11 +174,11 @@ class Stepper:
 class _Model(ModelSurface):
     """denoise as a k-diffusion sampler expects its model."""
 
-    def __init__(self, denoise: Denoise, model_sampling: Any):
+    def __init__(self, denoise: Denoise, model_sampling: object):
         super().__init__(model_sampling)
         self.denoise = denoise
 
-    def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, **_: object) -> Tensor:
         return self.denoise(x, sigma)
 
 
@@ -196,12 +195,13 @@ class _Numbers:
             self.slope, self.offset = self._rows("bias", bias.slope), self._rows("bias", bias.offset)
             self.spread = None if bias.spread is None else self._rows("variance", bias.spread)
 
-    def _rows(self, name: str, table: Tensor) -> list[Tensor | float]:
+    def _rows(self, name: str, table: Tensor) -> list[Tensor] | list[float]:
         channels = table.shape[1]
         if channels not in (1, self.x.shape[1]):
             raise ValueError(f"run: {name} has {channels} channels, x {self.x.shape[1]}; use this model's statistics.")
         if channels == 1:
-            return table[:, 0].tolist()
+            shared: list[float] = table[:, 0].tolist()
+            return shared
         shape = (len(table), 1, channels, *[1] * (self.x.ndim - 2))
         return list(table.to(self.work).to(self.x.device).reshape(shape))
 
@@ -237,10 +237,11 @@ def _advance(
     gain, pulled = numbers.gains[i], numbers.pulled[i]
     if not numbers.acts[i]:
         return plain
-    if isinstance(gain, float):
-        corrected = (plain * (1.0 + gain)).sub_(state, alpha=pulled)
+    corrected = plain * (1.0 + gain)
+    if isinstance(pulled, float):
+        corrected.sub_(state, alpha=pulled)
     else:
-        corrected = (plain * (1.0 + gain)).addcmul_(state, pulled, value=-1.0)
+        corrected.addcmul_(state, pulled, value=-1.0)
     return corrected if mask is None else torch.lerp(plain, corrected, mask.to(corrected).expand_as(plain))
 
 

@@ -68,7 +68,8 @@ class Block(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """This block of x (B, F, C, H, W), as a view (b, f, C, bands, height, W)."""
-        return x[self.batch, self.frames, :, self.rows].unflatten(3, (-1, self.height))
+        part: Tensor = x[self.batch, self.frames, :, self.rows].unflatten(3, (-1, self.height))
+        return part
 
 
 def tile_grid(height: int, width: int, tile: int, stride: int) -> Grid:
@@ -131,8 +132,8 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     mean, variance = _merge(mean.unflatten(-1, cells), variance.unflatten(-1, cells))
     mean, variance = _merge(_windows(mean, grid.columns), _windows(variance, grid.columns))  # (B, F, bands, columns)
     units = [i for i, band in enumerate(grid.rows.bands) for _ in range(band.start, band.stop, grid.rows.unit)]
-    units = _to_device(torch.tensor(units), x.device)
-    mean, variance = (_windows(t.index_select(2, units).mT, grid.rows) for t in (mean, variance))
+    index = _to_device(torch.tensor(units), x.device)
+    mean, variance = (_windows(t.index_select(2, index).mT, grid.rows) for t in (mean, variance))
     mean, variance = _merge(mean, variance)
     return mean.mT, variance.mT
 
@@ -145,8 +146,8 @@ def blocks(x: Tensor, rows: Axis) -> Iterator[Block]:
     # A float32 work tensor then takes at most half the bytes of x. Memory not touched before costs more than a launch.
     elements = min(elements, max(x.numel() * x.element_size() // 8, 2**14))
     heights = [band.stop - band.start for band in rows.bands]
-    for height, run in groupby(range(len(heights)), key=heights.__getitem__):
-        run = list(run)
+    for height, equal in groupby(range(len(heights)), key=heights.__getitem__):
+        run = list(equal)
         room = elements // (channels * height * width)  # bands that fit
         pieces = product(
             _split(0, batch, room // (len(run) * frames)),

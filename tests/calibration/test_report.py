@@ -244,7 +244,7 @@ def test_digests_tell_values_not_places():
 
 
 def test_weights_digest():
-    weights = {"a": torch.randn(100, 70), "b": torch.ones(3, dtype=torch.float8_e4m3fn), "c": torch.zeros(0)}
+    weights = {"a": torch.randn(100, 70), "b": torch.ones(3).to(torch.float8_e4m3fn), "c": torch.zeros(0)}
     same = {name: weights[name].clone() for name in reversed(weights)}
     assert weights_digest(weights) == weights_digest(same)
     for name, value in (("a", weights["a"] + 1e-6), ("a", weights["a"].view(70, 100)), ("b", torch.ones(3))):
