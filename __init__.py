@@ -1,16 +1,9 @@
 """Gimbal: training-free stabilizers for diffusion sampling, as ComfyUI nodes and as a torch library."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .nodes import GimbalExtension
-
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint() -> GimbalExtension:
+async def comfy_entrypoint() -> object:
     """ComfyUI's entry point. The import is here, so that `import gimbal.core` needs torch alone."""
     from .nodes import GimbalExtension
 

@@ -111,11 +111,9 @@ class JointMoments(Moments):
         where = "JointMoments.mean_conditional"
         self._check_count("mean_conditional")
         self._check_tensors(where, (eps_hat, eps_hat))
-        dtype = torch.promote_types(eps_hat.dtype, torch.float32)
+        dtype: torch.dtype = torch.promote_types(eps_hat.dtype, torch.float32)
         view = (-1,) + (1,) * (eps_hat.ndim - 2)
-        slope, intercept = (
-            per_channel.to(dtype).to(eps_hat.device).reshape(view) for per_channel in (self.slope(), self.intercept())
-        )
+        slope, intercept = (t.to(dtype).to(eps_hat.device).view(view) for t in (self.slope(), self.intercept()))
         return (eps_hat.to(dtype) * slope + intercept).to(eps_hat.dtype)
 
     def relative_error(self) -> Tensor:
@@ -124,7 +122,7 @@ class JointMoments(Moments):
         Infinite where there is an error but no signal, 0 where there is neither. ValueError without data.
         """
         error = self.error_power()
-        square, product, own = self._m2
+        square, product, own = self._m2.unbind()
         signal = (square - 2 * product + own).clamp(min=0.0) / self.count + (self._mean[0] - self._mean[1]).square()
         return (error / signal).where(error > 0, 0.0).sqrt()
 

@@ -67,10 +67,10 @@ def opened(path: Path, format: str, needed: Collection[str], what: str) -> Itera
     if header > MOST_HEADER:
         raise ValueError(f"{path}: no safetensors file (a header of {header} bytes); record it again.")
     try:
-        file = safe_open(str(path), framework="pt")
+        mapped = safe_open(str(path), framework="pt")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: no whole safetensors file ({error}); record it again.") from error
-    with file as whole:
+    with mapped as whole:
         found = (whole.metadata() or {}).get("format")
         if found != format or not set(needed) <= set(whole.keys()):
             raise ValueError(f"{path}: not a {what} of this version ({found!r:.80}); record it again.")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import safe_open
@@ -123,7 +123,7 @@ def write_header(folder: Path, settings: Mapping[str, object], tensors: dict[str
     storage.write(folder / HEADER, tensors, {"format": FORMAT, "settings": json.dumps(settings)})
 
 
-def read_header(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors as written. ValueError if the folder holds no such thing."""
     with _opened(folder / HEADER) as file:
         try:

@@ -11,6 +11,8 @@ from torch import Tensor
 from .quantile import on_host, sample_quantiles
 from .shapes import expand_like
 
+Form = Literal["hard", "tanh", "smooth"]
+
 EPSILON = 1e-8  # the eps of QSilk Eq. 1
 FAR = torch.finfo(torch.float32).max / 2  # stands for an infinite excess; sums and products with it stay finite
 
@@ -19,7 +21,7 @@ def micrograin(
     x: Tensor,
     q_low: float = 0.001,
     q_high: float = 0.999,
-    form: Literal["hard", "tanh", "smooth"] = "hard",
+    form: Form = "hard",
     alpha: float = 2.0,
     knee: float = 0.8,
 ) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import comfy.samplers
@@ -11,9 +13,9 @@ import torch
 from comfy.k_diffusion import sampling
 from torch import Tensor
 
-from ..calibration.statistics import QDriftStatistics
+from ..calibration.statistics import Channels, Kind, QDriftStatistics
 from ..core.match import Map, Matching
-from ..core.plan import Plan, make_plan
+from ..core.plan import Path, Plan, Rule, make_plan
 from ..core.qdrift import euler_gain
 from ..core.schedule import step_index
 from ..core.solvers import run
@@ -29,6 +31,11 @@ CORRECTIONS = (ADVISED, DRIFT, MOMENTS, BOTH)
 ANCESTRAL = (sampling.sample_euler_ancestral, sampling.sample_euler_ancestral_RF)
 
 
+def solver_of(sampler: Any, options: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """What `make_plan` is to take for ComfyUI's sampler function: it knows Euler's ancestral form by name alone."""
+    return "euler_ancestral" if sampler in ANCESTRAL and "noise_sampler" not in options else sampler
+
+
 @dataclass(frozen=True, eq=False)
 class Correction:
     """What the two nodes have in common: statistics, how to use them, and the sampler function made of that.
@@ -40,9 +47,9 @@ class Correction:
     stats: QDriftStatistics
     correction: str
     strength: float
-    channels: str
-    rule: str
-    variance: str
+    channels: Channels
+    rule: Rule
+    variance: Kind
     bias: str
     unsupported: str
     window: Window
@@ -105,7 +112,7 @@ class Correction:
         function = Corrected(self, sampler.sampler_function)
         return comfy.samplers.KSAMPLER(function, dict(sampler.extra_options), dict(sampler.inpaint_options))
 
-    def check_model(self, patcher: Any, x: Tensor, packed: bool) -> str:
+    def check_model(self, patcher: Any, x: Tensor, packed: bool) -> Path:
         """The model's path, "ve" or "flow".
 
         Raises:
@@ -145,12 +152,11 @@ class Correction:
             logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, "; ".join(found))
 
     def plan(
-        self, sampler: Any, sigmas: Tensor, path: str, model_sampling: Any, options: dict[str, Any] | None = None
+        self, sampler: Any, sigmas: Tensor, path: Path, model_sampling: Any, options: dict[str, Any] | None = None
     ) -> Plan:
         """Of a sampler function, stock. ValueError if it has no corrected form."""
-        ancestral = sampler in ANCESTRAL and "noise_sampler" not in (options or {})
         return make_plan(
-            "euler_ancestral" if ancestral else sampler,
+            solver_of(sampler, options or {}),
             sigmas,
             path=path,
             variance=None if self.correction == MOMENTS else self.variance_at(model_sampling),
@@ -164,9 +170,9 @@ class Correction:
 
     def maps(self, plan: Plan, model_sampling: Any) -> list[Map | None]:
         """For each step what moment matching does after it; None where nothing."""
-        if self.correction == DRIFT:
+        known = None if self.correction == DRIFT else self.stats.state_map(with_drift=self.correction == BOTH)
+        if known is None:
             return [None] * len(plan.steps)
-        known = self.stats.state_map(with_drift=self.correction == BOTH)
         found: list[Map | None] = []
         for step in plan.steps:
             covered = self.window.covers(torch.tensor([step.sigma]), model_sampling)

@@ -59,7 +59,8 @@ def identity(model: ModelPatcher, weights: str) -> str:
 
 def quantization(model: ModelPatcher) -> str:
     """Which kinds of numbers the weights are, as shares: "float8_e4m3fn 97 % in 96 tensors, float32 3 % in 40"."""
-    sizes, tensors = Counter(), Counter()
+    sizes: Counter[str] = Counter()
+    tensors: Counter[str] = Counter()
     for weight in network_weights(model).values():
         kind = _kind(weight)
         sizes[kind] += sum(values.numel() * values.element_size() for _, values in fingerprint.stored(weight))

@@ -58,7 +58,7 @@ def certainty(x: Tensor, tile: int, stride: int, call: Call) -> Tensor:
     if x.ndim == 5 and tokens.shape[1] != x.shape[2]:  # networks that join frames into one token
         frames = torch.arange(x.shape[2], device=tokens.device) * tokens.shape[1] // x.shape[2]
         tokens = tokens.index_select(1, frames)
-    tiled = tile_confidence(tokens, x.shape[-2:], tile, stride)
+    tiled = tile_confidence(tokens, (x.shape[-2], x.shape[-1]), tile, stride)
     call.look(certainty=tiled, tokens=tokens)
     return tiled
 

@@ -17,7 +17,7 @@ from . import _inputs
 from ._tiles import certainty, check_tiles, not_a_picture, source, tiles
 
 # name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.
-CORRIDORS = {
+CORRIDORS: dict[str, dict[str, Any]] = {
     "gentle": {"corridor": "widening", "form": "smooth", "k_min": 2.5, "k_max": 4.5},
     "strong": {"corridor": "widening", "form": "smooth", "k_min": 1.75, "k_max": 3.0},
     "paper": {"corridor": "paper", "form": "tanh"},

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.micrograin import micrograin
+from ..core.micrograin import Form, micrograin
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
 from ..host.sampling.stages import Call, DenoisedStage, Window
@@ -73,7 +73,7 @@ def shape() -> list[io.Input]:
 class Limits:
     """The options that the two nodes share."""
 
-    form: str
+    form: Form
     q_low: float
     q_high: float
     strength: float

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.samg import guidance_energy, scale_map, steer_cond
+from ..core.samg import Curve, Normalize, Scope, guidance_energy, scale_map, steer_cond
 from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.stages import GuidanceStage, Window
@@ -26,9 +26,9 @@ class SAMGStage(GuidanceStage):
     preset: str
     w_min: float
     w_max: float
-    normalize: str
-    curve: str
-    scope: str
+    normalize: Normalize
+    curve: Curve
+    scope: Scope
     strength: float
 
     def objection(self, cond: Tensor, cfg: float) -> str:

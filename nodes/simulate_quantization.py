@@ -160,10 +160,11 @@ def _check_model(node: str, model: Any, found: list[Layer]) -> None:
 
 def _choose(found: list[Layer], layers: str, rank: int) -> tuple[list[Layer], dict[str, list[Layer]]]:
     """Which to quantize, and the others by the reason to leave them."""
-    chosen, left = [], {}
+    chosen: list[Layer] = []
+    left: dict[str, list[Layer]] = {}
     for layer in found:
         reason = layer.role if layers == BLOCKS else ""
-        if rank and min(layer.module.weight.shape) <= rank:
+        if rank and min(layer.weight.shape) <= rank:
             reason = reason or f"too small for rank {rank}"
         if reason:
             left.setdefault(reason, []).append(layer)

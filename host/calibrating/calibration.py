@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import comfy.model_management
 import comfy.samplers
@@ -23,9 +24,9 @@ from ...calibration.residual import Residual
 from ...calibration.statistics import QDriftStatistics
 from ...calibration.trajectories import Call, Store
 from ...calibration.trial import PLAIN, Trial, compared
-from ...core.plan import Plan
+from ...core.plan import Plan, make_plan
 from .. import identity
-from ..correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction
+from ..correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction, solver_of
 from ..sampling.stages import Window
 from .closed_loop import match_states
 from .recording import Progress, record_all, record_one, run_name
@@ -44,7 +45,7 @@ CANDIDATES = {
     ALL: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
 }
 # How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
-AS_CALIBRATED = {
+AS_CALIBRATED: dict[str, Any] = {
     "strength": 1.0,
     "channels": "scalar",
     "rule": "auto",
@@ -146,7 +147,7 @@ class Calibration:
 
     def step_levels(self) -> list[float]:
         """The noise levels at which the schedule's steps end."""
-        return [step.sigma_next for step in self.plan.steps]
+        return [] if self.plan is None else [step.sigma_next for step in self.plan.steps]
 
     def _plan(self) -> Plan | None:
         """The sampler's steps; None where it has no corrected form and none is needed.
@@ -156,9 +157,9 @@ class Calibration:
         """
         sampler = comfy.samplers.sampler_object(self.schedule.sampler).sampler_function
         sampling = self.twins.quantized.get_model_object("model_sampling")
-        correction = Correction(self.node, None, MOMENTS, **AS_CALIBRATED)
         try:
-            return correction.plan(sampler, self.schedule.sigmas, self.twins.traits.path, sampling)
+            path = self.twins.traits.path
+            return make_plan(solver_of(sampler), self.schedule.sigmas, path=path, model_sampling=sampling)
         except ValueError as error:
             if self.aim.correction == ALL:
                 raise ValueError(

@@ -38,10 +38,15 @@ def finish(
     found = statistics(results, calibration.twins.traits, calibration.schedule, calibration.runs, trim=trim, **origin)
     maps = calibration.maps(found)
     if maps:
-        parts = [part.float() for kind in (MOMENTS, BOTH) for part in maps[kind]]
-        names = ("state_scale", "state_shift", "state_scale_drift", "state_shift_drift")
-        levels = doubles(calibration.step_levels())
-        found = replace(found, state_sigma=levels, **dict(zip(names, parts, strict=True)))
+        scale, shift, scale_drift, shift_drift = (part.float() for kind in (MOMENTS, BOTH) for part in maps[kind])
+        found = replace(
+            found,
+            state_sigma=doubles(calibration.step_levels()),
+            state_scale=scale,
+            state_shift=shift,
+            state_scale_drift=scale_drift,
+            state_shift_drift=shift_drift,
+        )
     found = replace(found, trial=calibration.trial(found, store))
     path = qdrift_folder.save(found, filename)
     calibration.resume.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
@@ -28,7 +29,7 @@ class Progress:
 
     def say(self, words: str) -> None:
         logger.info("%s: %s.", self.node, words)
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if self.node_id is not None and hasattr(server, "send_progress_text"):
             server.send_progress_text(words, self.node_id)
 

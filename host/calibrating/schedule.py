@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import identity
 from .sampling_runs import Conditioning, Run, Schedule, sigmas_for
 from .twins import Traits
@@ -72,7 +74,7 @@ def made_runs(
     return tuple(Run(seed, *pairs[i % len(pairs)], digests[i % len(pairs)]) for i, seed in enumerate(seeds))
 
 
-def _encoded(clip: object, text: str) -> Conditioning:
+def _encoded(clip: Any, text: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 

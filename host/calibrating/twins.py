@@ -11,6 +11,7 @@ import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from ...core.plan import Path
 from ..model_kind import latent_format, path_of
 from ..sampling.hooks import SAMPLER_KEY, stages_of
 
@@ -24,7 +25,7 @@ CACHE_OPTIONS = {"rel_l1_thresh", "magcache_thresh"}  # how TeaCache and MagCach
 class Traits:
     """What has to agree between full precision and quantized."""
 
-    path: str
+    path: Path
     kind: str
     channels: int
     latent_format: str

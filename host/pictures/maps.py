@@ -31,7 +31,9 @@ class Row:
     high: float | None = None
 
     def range(self, values: Tensor) -> tuple[float, float]:
-        return (float(values.min()), float(values.max())) if self.low is None else (self.low, self.high)
+        if self.low is None or self.high is None:
+            return float(values.min()), float(values.max())
+        return self.low, self.high
 
     def lines(self) -> list[list[str]]:
         """Below each panel."""
@@ -80,12 +82,17 @@ def _panel_size(values: Tensor) -> tuple[int, int]:
 
 
 def _scale(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], row: Row, font: ImageFont.FreeTypeFont
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int, int],
+    row: Row,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     x, y, height = place
     ramp = np.linspace(1, 0, max(height, 2))[:, None].repeat(BAR, 1)
     canvas.paste(Image.fromarray(_coloured(ramp, 0.0, 1.0)), (x, y))
-    high, low = ("high", "low") if row.low is None else (_number(row.high), _number(row.low))
+    low = "low" if row.low is None else _number(row.low)
+    high = "high" if row.high is None else _number(row.high)
     draw.text((x + BAR + 6, y - 2), high, FAINT, font)
     draw.text((x + BAR + 6, y + height - 16), low, FAINT, font)
 

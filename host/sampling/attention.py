@@ -121,7 +121,7 @@ class _Call:
         self.patch = _patch(network, x.ndim - 2)
         self.grid = _tokens(x.shape[2:], self.patch)
         self.references = sum(math.prod(_tokens(r.shape[2:], self.patch)) for r in references or ())
-        blocks = getattr(network, "double_blocks", None)
+        blocks: Any = getattr(network, "double_blocks", None)
         self.padding = getattr(network, "pad_tokens_multiple", None)
         self.image_first = bool(blocks) and getattr(blocks[0], "flipped_img_txt", False)
         self.found = 0  # self-attentions over the image so far

@@ -77,7 +77,8 @@ class Run:
         if not record.refusal:
             record.watch(predictions[0])
             record.acted += 1
-            predictions[0] = stage.apply(*predictions, cfg, partial(record.watch_maps.add, args["sigma"]))
+            cond, uncond = predictions
+            predictions[0] = stage.apply(cond, uncond, cfg, partial(record.watch_maps.add, args["sigma"]))
         return predictions
 
     def end(self, samples: Tensor) -> None:
@@ -95,7 +96,7 @@ class Run:
                 logger.info(
                     "%s: acted on %d of %d model calls (%s).", stage.node, record.acted, record.seen, stage.settings()
                 )
-                if record.blind:
+                if record.blind and self.attention is not None:
                     logger.warning(
                         "%s: took the gradient for the attention on %d of %d model calls. %s.",
                         stage.node,

@@ -66,7 +66,10 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class DenoisedStage(Stage):
-    reads_attention = False
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the network's attention is to be read for it."""
+        return False
 
     def new_state(self) -> Any:
         """What a run has to remember between steps, made anew for each run. None: nothing."""

@@ -59,7 +59,7 @@ class FakeQuantized:
 
     def __init__(self, name: str, forward: Callable[..., Tensor], module: nn.Module, quantization: Quantization):
         self.name, self.forward, self.quantization = name, forward, quantization
-        self.shape = (module.out_features, module.in_features)
+        self.shape: tuple[object, object] = (module.out_features, module.in_features)
         self._kept = _Kept()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,17 @@ class Layer:
     role: str  # why quantizers leave it alone; empty for a block's own
 
     @property
+    def weight(self) -> Tensor:
+        return weight_of(self.module)
+
+    @property
     def size(self) -> int:
-        return self.module.weight.numel()
+        return self.weight.numel()
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A linear layer's weight, which is a tensor of some kind: `linear_layers` takes no other."""
+    return cast(Tensor, layer.weight)
 
 
 def linear_layers(network: nn.Module) -> Iterator[Layer]:
@@ -40,13 +49,13 @@ def linear_layers(network: nn.Module) -> Iterator[Layer]:
 
 def kind_of_quantization(module: nn.Module) -> str:
     """What a layer's weight is stored as, if that is no plain floating-point tensor; else empty."""
-    weight = module.weight
+    weight = weight_of(module)
     gguf = getattr(weight, "tensor_type", None)
     if gguf is not None:
         return f"GGUF {getattr(gguf, 'name', gguf)}"
     if type(weight) not in (Tensor, nn.Parameter):
         layout = getattr(weight, "_layout_type", None) or getattr(weight, "_layout_cls", None)
-        return getattr(layout, "__name__", layout) or type(weight).__name__
+        return str(getattr(layout, "__name__", layout) or type(weight).__name__)
     if not weight.is_floating_point():
         return str(weight.dtype).removeprefix("torch.")
     return "scaled fp8" if getattr(module, "scale_weight", None) is not None else ""
@@ -64,7 +73,7 @@ def total_size(layers: list[Layer]) -> int:
 
 def stored_as(layers: list[Layer]) -> str:
     """The dtypes narrower than 16 bits among the layers' weights, in words."""
-    narrow = {str(layer.module.weight.dtype) for layer in layers if layer.module.weight.element_size() < 2}
+    narrow = {str(layer.weight.dtype) for layer in layers if layer.weight.element_size() < 2}
     return ", ".join(sorted(name.removeprefix("torch.") for name in narrow))
 
 
