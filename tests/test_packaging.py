@@ -12,9 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+PACK = ("core", "calibration", "host", "nodes")  # what users install beside __init__.py
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -72,6 +74,87 @@ def test_pictures_of_the_registry(key, ratio, most):
         width, height = picture.size
     assert width <= most and abs(width / height - ratio) < 0.01
     assert path.stat().st_size < 200_000
+
+
+def workflow(name):
+    found = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+    return {**found, "on": found.get("on", found.get(True))}  # YAML 1.1 reads `on` as a truth value
+
+
+def minor(version):
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def test_library_is_tested_on_every_python_that_requires_python_allows():
+    """From its bound to the newest that the metadata names, without gaps; and on the oldest of what it depends on."""
+    lowest = minor(re.fullmatch(r">=(3\.\d+)", PROJECT["project"]["requires-python"])[1])
+    prefix = "Programming Language :: Python :: 3."
+    named = sorted(int(c.removeprefix(prefix)) for c in PROJECT["project"]["classifiers"] if c.startswith(prefix))
+    library = workflow("test")["jobs"]["library"]
+    cells = {minor(cell["python"]): cell["packages"].split() for cell in library["strategy"]["matrix"]["include"]}
+    assert sorted(cells) == [(3, n) for n in named] == [(3, n) for n in range(lowest[1], named[-1] + 1)]
+    assert library["steps"][-1]["run"] == "pytest tests/core tests/calibration"
+    oldest = dict(package.split("==") for package in cells[lowest])
+    bounds = dict(each.split(">=") for each in PROJECT["project"]["dependencies"] if ">=" in each)
+    assert bounds and all(minor(oldest[name]) == minor(bound) for name, bound in bounds.items())
+    assert cells[3, named[-1]] == ["torch", "numpy", "safetensors"]  # the newest
+
+
+def test_development_tools_are_tested_on_every_system():
+    cells = workflow("test")["jobs"]["test"]["strategy"]["matrix"]["include"]
+    assert {cell["os"].partition("-")[0] for cell in cells} == {"ubuntu", "macos", "windows"}
+    assert all(minor(cell["python"]) >= (3, 11) for cell in cells)  # which dev.py needs
+    assert any(cell["quick"] == "" for cell in cells)
+
+
+def test_nothing_is_published_before_the_tests_passed():
+    jobs = workflow("publish")["jobs"]
+    action = "Comfy-Org/publish-node-action"
+    publishing = {name for name, job in jobs.items() if any(action in str(step) for step in job.get("steps", ()))}
+    assert publishing == {"publish"} and jobs["publish"]["needs"] == "tests"
+    # `always()` and the like would publish all the same; another ref would not be the commit that was tested.
+    assert "if" not in jobs["publish"] and jobs["publish"]["steps"][0] == {"uses": "actions/checkout@v4"}
+    assert jobs["tests"]["uses"] == "./.github/workflows/test.yml" and "workflow_call" in workflow("test")["on"]
+    others = [path for path in (ROOT / ".github" / "workflows").glob("*.yml") if path.stem != "publish"]
+    assert not [path.name for path in others if action in path.read_text(encoding="utf-8")]
+
+
+def test_hooks_run_what_the_tests_run():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = {hook["id"]: hook for repository in config["repos"] for hook in repository["hooks"]}
+    assert set(hooks) == {"ruff-check", "ruff-format", "mypy"}
+    [ruff] = [each for each in PROJECT["project"]["optional-dependencies"]["dev"] if each.startswith("ruff==")]
+    assert hooks["ruff-check"]["additional_dependencies"] == hooks["ruff-format"]["additional_dependencies"] == [ruff]
+    files = re.compile(hooks["mypy"]["files"])
+    checked = [path.relative_to(ROOT).as_posix() for name in PACK for path in (ROOT / name).rglob("*.py")]
+    assert all(map(files.search, ["__init__.py", "pyproject.toml", *checked]))
+    assert "tests/test_types.py" in hooks["mypy"]["entry"] and (ROOT / "tests" / "test_types.py").is_file()
+
+
+def test_citation_names_this_version_and_the_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"] and citation["authors"]
+    project = PROJECT["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["repository-code"] == project["urls"]["Repository"]
+    papers = {paper["identifiers"][0]["value"].removeprefix("arXiv:"): paper for paper in citation["references"]}
+    assert all(paper["url"] == f"https://arxiv.org/abs/{number}" for number, paper in papers.items())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = readme[readme.index("## Sources") :]
+    for number, paper in papers.items():
+        line = next(line for line in named.splitlines() if number in line)
+        assert paper["authors"][0]["family-names"] in line and str(paper["year"]) in line
+    assert set(papers) == {"2510.15761", "2603.18095", "2604.26503"}
+
+
+def test_contributing_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert "docs/ARCHITECTURE.md" in links and all((ROOT / link).is_file() for link in links)
+    named = {name for name in re.findall(r"`([\w./]+)`", text) if "/" in name}
+    assert not [name for name in named - {".dev/"} if not (ROOT / name).exists()]
+    for command in re.findall(r"python dev\.py (\w+)", text):
+        assert f'command("{command}"' in (ROOT / "dev.py").read_text(encoding="utf-8"), command
 
 
 def test_requirements_add_nothing():
