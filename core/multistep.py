@@ -3,12 +3,13 @@
 Every solver remembers its past in one of two ways: as denoised outputs D_j (DPM-Solver++, RES) or as derivatives
 d_j = (x_j - D_j) / sigma_j (Euler, Heun, Adams, DEIS), which are eps on the VE path and the velocity on the flow path.
 The same coefficients can be written either way; the solver's own is the one with the shorter memory. It matters once
-states are corrected: the history then holds the outputs at the corrected states.
+states are corrected: the history then holds the outputs at the corrected states. On a schedule of a few steps both
+memories are equally long, for DPM-Solver++(2M) on up to three: then a longer schedule tells them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ Output = Literal["derivative", "denoised"]
 
 NOTHING = 1e-10  # of a combination's largest weight: below what float32 can add
 ROUNDING = 1e-11  # a coefficient this near 0 or 1 is 0 or 1
+TELLING_STEPS = 8  # a schedule this long tells what a solver of up to fifth order keeps
 
 
 @dataclass(frozen=True)
@@ -59,28 +61,79 @@ class Step:
     renoise: float = 0.0
 
 
-def linear_steps(coefficients: Coefficients) -> tuple[Output, tuple[Step, ...]]:
-    """The solver's own kind of history, and its steps.
+@dataclass(frozen=True)
+class History:
+    """What a solver takes from earlier steps.
 
-    Where both kinds remember as much, which is so for one-step methods, steps are written with derivatives: the stages
-    of Heun and DPM-Solver-2 then have the weights that they have as quadratures.
+    output: the kind of output that it keeps; None if both kinds take as many outputs of earlier steps.
+    reused: whether it takes any.
+    """
 
+    output: Output | None
+    reused: bool
+
+
+def history_of(coefficients: Coefficients) -> History:
+    """What the coefficients tell of a solver's memory. A schedule of few steps may leave the kind open.
+
+    Raises:
+        ValueError: as linear_steps.
+    """
+    by_derivative, by_denoised = _by_kind(coefficients)
+    derivative = _memory(by_derivative, coefficients.starts)
+    denoised = derivative + 1 if by_denoised is None else _memory(by_denoised, coefficients.starts)
+    if derivative == denoised:
+        return History(None, derivative > 0)
+    return History("denoised" if denoised < derivative else "derivative", min(derivative, denoised) > 0)
+
+
+def solver_history(coefficients: Coefficients, read: Callable[[Sequence[float]], Coefficients]) -> History:
+    """What the solver itself keeps, whatever the schedule: a longer one answers where the given one is too short.
+
+    Args:
+        coefficients: of the solver on the schedule.
+        read: the solver's coefficients on another schedule. Its ValueError leaves the answer to the schedule given.
+    Raises:
+        ValueError: as linear_steps.
+    """
+    history = history_of(coefficients)
+    if history.output is not None or len(coefficients.starts) >= TELLING_STEPS:
+        return history
+    longer = [coefficients.levels[0] * 0.75**i for i in range(TELLING_STEPS + 1)]
+    try:
+        return history_of(read(longer))
+    except ValueError:  # a sampler for short schedules only
+        return history
+
+
+def linear_steps(coefficients: Coefficients, kept: Output | None = None) -> tuple[Output, tuple[Step, ...]]:
+    """The kind of output that the solver's history holds, and its steps.
+
+    Args:
+        coefficients: of the solver on a schedule.
+        kept: what solver_history found. None: what this schedule tells, and derivatives where it leaves the kind open.
+            This is right for one-step methods: the stages of Heun and DPM-Solver-2 then have the weights that they
+            have as quadratures.
     Raises:
         ValueError: the sampler moves a state that the model returns as it is, as no solver of dx/dsigma =
             (x - D)/sigma does: there is no step to correct.
     """
+    by_derivative, by_denoised = _by_kind(coefficients)
+    if (kept or history_of(coefficients).output) == "denoised" and by_denoised is not None:
+        return "denoised", _assemble(coefficients, by_denoised)
+    return "derivative", _assemble(coefficients, by_derivative)
+
+
+def _by_kind(coefficients: Coefficients) -> tuple[list[Mix], list[Mix] | None]:
+    """All combinations on derivatives and on denoised outputs; None where these cannot be written so."""
     denoised = torch.cat([coefficients.inputs, coefficients.final[None]])
     derivative = _on_derivatives(denoised, coefficients.levels)
     if (derivative[:, 0] - 1.0).abs().max() > 1e-6:
         problem = "does not integrate dx/dsigma = (x - denoised)/sigma"
         raise ValueError(f"{coefficients.name} {problem}; it has no corrected form.")
     starts = coefficients.starts
-    by_derivative = _mixes(derivative, starts)
-    if _carries_state(denoised, starts):
-        by_denoised = _mixes(denoised, starts)
-        if _memory(by_denoised, starts) < _memory(by_derivative, starts):
-            return "denoised", _assemble(coefficients, by_denoised)
-    return "derivative", _assemble(coefficients, by_derivative)
+    by_denoised = _mixes(denoised, starts) if _carries_state(denoised, starts) else None
+    return _mixes(derivative, starts), by_denoised
 
 
 def accumulated_variance(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .ancestral import ancestral_steps
-from .coefficients import check_schedule, read_coefficients
+from .coefficients import Coefficients, check_schedule, read_coefficients
 from .linear_samplers import Sampler, find_solver
-from .multistep import Output, Step, accumulated_variance, linear_steps
+from .multistep import Output, Step, accumulated_variance, linear_steps, solver_history
 from .qdrift import as_variance, cap_gain, euler_gain, gain_from_variance, quadrature_gain
 from .shapes import doubles
 
@@ -90,6 +90,7 @@ def make_plan(
                    takes part of its error back: for errors that are independent from call to call, Eq. 37
                    over-corrects DPM-Solver++(2M) about 2.5 times. One call a step: Eq. 37. Never below 0.
       auto         accumulated where a solver uses outputs of earlier steps again; else paper on ve, marginal on flow.
+    Which of them rules depends on the solver, not on the number of steps: DPM-Solver++(2M) in one step is not Euler.
     Weights w_j are those of the errors that a step takes from the outputs as its solver keeps them, denoised or
     derivative (Eq. 43 for DPM-Solver++(2M)); stages between step ends are left alone. A step that starts at flow's
     sigma = 1 has c = 0, the limit of Eq. 37.
@@ -110,10 +111,10 @@ def make_plan(
     """
     schedule = check_schedule(sigmas)
     _check_options(schedule, strength, variance, bias_mode, path=path, rule=rule)
-    name, output, steps = _solver_steps(solver, schedule, path, options or {}, model_sampling)
+    name, output, steps, reused = _solver_steps(solver, schedule, path, options or {}, model_sampling)
     levels = [stage.sigma for step in steps for stage in step.stages]
     variances = None if variance is None else _table("variance", levels, variance)
-    equation = _equation(_rule(path, steps) if rule == "auto" else rule, path, steps)
+    equation = _equation(_rule(path, reused) if rule == "auto" else rule, path, steps, reused)
     gains = doubles(torch.zeros(len(steps), 1, device="cpu"))
     if variances is not None:
         gains = strength * _gains(equation, output, steps, path, variances)
@@ -151,25 +152,30 @@ def _check_options(
 
 def _solver_steps(
     solver: str | Sampler, schedule: tuple[float, ...], path: Path, options: Mapping[str, Any], model_sampling: object
-) -> tuple[str, Output, tuple[Step, ...]]:
+) -> tuple[str, Output, tuple[Step, ...], bool]:
+    """Name, kind of history, steps, and whether the solver takes outputs of earlier steps again."""
     if solver == "euler_ancestral":
-        return solver, "derivative", ancestral_steps(path, schedule, **options)
+        return solver, "derivative", ancestral_steps(path, schedule, **options), False
     function = find_solver(solver)
-    coefficients = read_coefficients(function, schedule, model_sampling=model_sampling, options=options)
-    return coefficients.name, *linear_steps(coefficients)
+
+    def read(sigmas: Sequence[float]) -> Coefficients:
+        return read_coefficients(function, sigmas, model_sampling=model_sampling, options=options)
+
+    coefficients = read(schedule)
+    history = solver_history(coefficients, read)
+    return coefficients.name, *linear_steps(coefficients, history.output), history.reused
 
 
-def _rule(path: Path, steps: tuple[Step, ...]) -> Rule:
-    own = all({call for call, _ in step.mix.terms} <= {stage.call for stage in step.stages} for step in steps)
-    if not own:
+def _rule(path: Path, reused: bool) -> Rule:
+    if reused:
         return "accumulated"
     return "paper" if path == "ve" else "marginal"
 
 
-def _equation(rule: Rule, path: Path, steps: tuple[Step, ...]) -> str:
+def _equation(rule: Rule, path: Path, steps: tuple[Step, ...], reused: bool) -> str:
     if rule == "accumulated":
         return "Eq. 36 accumulated"
-    if rule == "paper" and all(_is_euler(step) for step in steps):
+    if rule == "paper" and not reused and all(_is_euler(step) for step in steps):
         return "Eq. 22" if path == "ve" else "Eq. 27"
     return "Eq. 37"
 

@@ -71,3 +71,12 @@ def _group(item):
         return ("installed",)
     family = item.callspec.params.get("family", "") if hasattr(item, "callspec") else ""
     return "host", item.path.stem, str(family)
+
+
+@pytest.fixture(scope="session")
+def gain_oracle():
+    """tests/gain_oracle.py, which pytest leaves off sys.path."""
+    spec = importlib.util.spec_from_file_location("gain_oracle", ROOT / "tests" / "gain_oracle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -130,12 +130,47 @@ def test_flow_euler_is_eq_27_or_its_marginal_form(steps):
         assert (paper - marginal).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("steps", [4, 10, 30])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 30])
 def test_midpoint_is_eq_43_to_45(steps):
     sigmas, x = schedule("ve", steps), start("ve")
     found = sample(gaussian("ve"), x, sigmas, "dpmpp_2m", variance=variance, rule="paper", cap=math.inf)
     assert_equal(found, midpoint_oracle(gaussian("ve"), x, sigmas))
     assert (found - sample(gaussian("ve"), x, sigmas, "dpmpp_2m")).abs().max() > 1e-3
+
+
+def test_midpoint_in_three_steps_by_hand():
+    """w1 = (e^-h - 1)(1 + 1/2r) sb1, w2 = -(e^-h - 1)(1/2r) sb0 with h = ln(2.9/0.6), r = ln(14.6/2.9)/h."""
+    plan = make_plan("dpmpp_2m", [14.6, 2.9, 0.6, 0.0], variance=constant(0.05), rule="paper")
+    h, shrink = math.log(2.9 / 0.6), 0.6 / 2.9 - 1
+    half = h / math.log(14.6 / 2.9) / 2
+    by_hand = 0.05 * ((shrink * (1 + half) * 2.9) ** 2 + (shrink * half * 14.6) ** 2) / (2.9**2 - 0.6**2)
+    assert plan.output == "denoised" and plan.equation == "Eq. 37"
+    assert plan.gains[1].tolist() == pytest.approx([by_hand] * 3)
+
+
+FEW = {
+    "ve": [[14.6, 0.0], [14.6, 2.9], [14.6, 2.9, 0.6], [14.6, 2.9, 0.6, 0.0], [14.6, 5.0, 1.7, 0.6, 0.0]],
+    "flow": [[0.9, 0.0], [1.0, 0.4], [0.9, 0.4, 0.1], [0.9, 0.5, 0.2, 0.0], [1.0, 0.8, 0.5, 0.2, 0.0]],
+}
+
+
+@pytest.mark.parametrize(("path", "levels"), [(path, levels) for path in FEW for levels in FEW[path]])
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "ipndm", "lms"])
+def test_a_few_steps_have_the_gains_of_the_solvers_own_history(solver, path, levels, gain_oracle):
+    sigmas = torch.tensor(levels).double()
+
+    def error(sigma):
+        return 0.05 / (1.0 + sigma)
+
+    def gains(rule):
+        plan = make_plan(solver, sigmas, path=path, variance=lambda s: torch.tensor(error(s)), rule=rule, cap=9e9)
+        assert plan.output == gain_oracle.KEEPS[solver] and plan.equation != "Eq. 22"
+        return plan.gains[:, 0]
+
+    expected = gain_oracle.paper_gains(SOLVERS[solver], sigmas, gain_oracle.KEEPS[solver], path, error)
+    assert gains("paper").tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    expected = gain_oracle.accumulated_gains(SOLVERS[solver], sigmas, path, error)
+    assert gains("auto").tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 7), (5, 12), (3, 20)])

@@ -195,3 +195,31 @@ def test_our_samplers_are_comfyuis(comfy, sampler):
     name = {"ddim": "euler"}.get(sampler, sampler)
     theirs = getattr(comfy.k_diffusion.sampling, f"sample_{name}")(denoise, x, sigmas, disable=True)
     assert relative(sample(denoise, x, sigmas, sampler), theirs) < 1e-9
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("path", ["ve", "flow"])
+@pytest.mark.parametrize(
+    "sampler", ["dpmpp_2m", "ipndm", "ipndm_v", "deis", "lms", "res_multistep", "gradient_estimation"]
+)
+def test_gains_are_those_of_the_samplers_own_history(comfy, sampler, path, steps, gain_oracle):
+    import comfy.k_diffusion.sampling
+
+    function = getattr(comfy.k_diffusion.sampling, f"sample_{sampler}")
+    start = 14.6 if path == "ve" else 0.95
+    kind = gain_oracle.KEEPS[sampler]
+
+    def error(sigma):
+        return 0.05 / (1.0 + sigma)
+
+    for end in (0.0, start * 0.5 ** (steps + 0.1 * steps * steps)):
+        levels = [start * 0.5 ** (i + 0.1 * i * i) for i in range(steps)] + [end]
+        sigmas = torch.tensor(levels).double()
+        options = {"path": path, "variance": lambda s: torch.tensor(error(s)), "cap": 9e9}
+        paper = make_plan(function, sigmas, rule="paper", **options)
+        assert paper.output == kind
+        expected = gain_oracle.paper_gains(function, sigmas, kind, path, error)
+        assert paper.gains[:, 0].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+        expected = gain_oracle.accumulated_gains(function, sigmas, path, error)
+        found = make_plan(function, sigmas, rule="accumulated", **options).gains[:, 0]
+        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
