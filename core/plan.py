@@ -39,6 +39,7 @@ class Plan:
     """A corrected sampler on one schedule: numbers only, no state, good for any number of runs.
 
     steps: in order. output: what the solver's history holds.
+    equation: that gives the gains; empty if there are none to give.
     gains: (steps, C), or (steps, 1) for all channels alike; float64 on the CPU; after strength and cap.
     pulls: by step, the multiple of its first state that the gain leaves alone: alpha_end / alpha, as the increment
         that grows is that of y = x / alpha.
@@ -57,8 +58,9 @@ class Plan:
 
     def describe(self) -> str:
         """One line for a log: the sampler, its path, what rules its gains, their range, and the cap if one was hit."""
-        low, high = float(self.gains.min()), float(self.gains.max())
-        words = [f"{self.name}, path {self.path}, {self.equation}, {len(self.steps)} steps, c {low:.4g} to {high:.4g}"]
+        words = [", ".join(filter(None, (self.name, f"path {self.path}", self.equation, f"{len(self.steps)} steps")))]
+        if self.equation:
+            words[0] += f", c {float(self.gains.min()):.4g} to {float(self.gains.max()):.4g}"
         if self.capped:
             words.append(f"capped in {len(self.capped)} steps, the first being step {self.capped[0]}")
         if self.bias is not None:
@@ -104,7 +106,8 @@ def make_plan(
         options: keyword arguments of the sampler function; eta and s_noise for "euler_ancestral".
         model_sampling: ComfyUI's, for sampler functions that ask for it.
         bias: sigma -> (slope, mean_eps_hat, mean_delta), each (C,) or (): the conditional mean of the error
-            (Eq. 46-48) is taken off every output; `stochastic` takes off a sample of it, of variance V. None: nothing.
+            (Eq. 46-48) is taken off every output; `stochastic` takes off a sample of it, of variance V, and then there
+            is no gain: it would answer for the same V a second time. None: nothing.
     Raises:
         ValueError: the sampler has no corrected form (read_coefficients, linear_steps say why); sigmas outside the
             path; statistics that are negative, not finite or of changing shape; an unknown option.
@@ -116,17 +119,19 @@ def make_plan(
     variances = None if variance is None else _table("variance", levels, variance)
     equation = _equation(_rule(path, reused) if rule == "auto" else rule, path, steps, reused)
     gains = doubles(torch.zeros(len(steps), 1, device="cpu"))
-    if variances is not None:
+    drawn = bias is not None and bias_mode == "stochastic"
+    gained = variances is not None and not drawn
+    if variances is not None and gained:
         gains = strength * _gains(equation, output, steps, path, variances)
     capped = [cap_gain(gain, cap) for gain in gains]
     terms = None
     if bias is not None:
-        spread = None if variances is None or bias_mode != "stochastic" else variances.sqrt()
+        spread = variances.sqrt() if variances is not None and drawn else None
         terms = _bias_terms(levels, bias, spread)
     return Plan(
         name,
         path,
-        equation,
+        equation if gained else "",
         output,
         steps,
         torch.stack([gain for gain, _ in capped]),

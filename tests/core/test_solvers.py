@@ -428,6 +428,7 @@ def test_describe_says_what_rules():
     assert "Eq. 37" in make_plan("euler", flow, path="flow", variance=variance).describe()
     assert "Eq. 37" in make_plan("dpmpp_2m", flow, path="flow", rule="paper", variance=variance).describe()
     assert "Eq. 36 accumulated" in make_plan("lms", karras(6), rule="accumulated", variance=variance).describe()
+    assert make_plan("lms", karras(6), bias=bias).describe() == "lms, path ve, 6 steps; bias correction deterministic"
 
 
 def test_one_number_for_all_channels():
@@ -529,6 +530,17 @@ def test_stochastic_bias_correction_draws_the_conditional_error():
     expected = 4 * (0.05 - torch.tensor([0.2 * 0.5, 0.0, -0.3]).double())
     assert torch.allclose(found.mean((0, 2, 3)), expected, atol=4 * 4 * (0.3 / 10000) ** 0.5)
     assert torch.allclose(found.std((0, 2, 3)), torch.full((3,), 4 * 0.3**0.5).double(), rtol=0.05)
+
+
+def test_a_stochastic_bias_counts_the_variance_once():
+    """The drawn noise is of variance V; a gain would answer for V again."""
+    options = {"bias": bias, "bias_mode": "stochastic", "variance": constant(0.3)}
+    for solver in ("euler", "dpmpp_2m"):
+        plan = make_plan(solver, karras(6), **options)
+        assert not plan.gains.any() and plan.equation == ""
+        assert torch.allclose(plan.bias.spread, torch.full((6, 3), 0.3**0.5).double())
+        assert "c 0" not in plan.describe() and plan.describe().endswith("bias correction stochastic")
+    assert make_plan("euler", karras(6), bias=bias, variance=constant(0.3)).gains.any()
 
 
 # --- euler_ancestral ---
