@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,13 +66,11 @@ class Moments:
             raise ValueError(f"{where}: {what}; leave this run out, or run the model in a wider dtype.")
         self.count, self._mean, self._m2 = merged.count, merged._mean, merged._m2
 
-    def _measured(self, values: Sequence[Tensor], keep: Callable[[Tensor], Tensor] | None = None) -> Self:
-        """The moments of these (B, C, *spatial) tensors alone; keep maps (variables, C, n) to (n,) bool."""
+    def _measured(self, values: Sequence[Tensor]) -> Self:
+        """The moments of these (B, C, *spatial) tensors alone."""
         total = type(self)(self.channels)
-        for chunk in _chunks(values):  # (variables, C, n)
-            chosen = chunk if keep is None else chunk[..., keep(chunk)]
-            if chosen.shape[-1]:
-                total = total.merge(self._of(chosen))
+        for chunk in chunks(values):
+            total = total.merge(self._of(chunk))
         return total
 
     def _of(self, values: Tensor) -> Self:
@@ -122,7 +120,7 @@ class Moments:
         return moments
 
 
-def _chunks(values: Sequence[Tensor]) -> Iterator[Tensor]:
+def chunks(values: Sequence[Tensor]) -> Iterator[Tensor]:
     """(B, C, *spatial) tensors as float64 CPU pieces (variables, C, n) that need little memory."""
     for samples in zip(*values, strict=True):
         # To the CPU first and only there to float64, which Apple GPUs lack.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .accumulators import Moments
+from .accumulators import Moments, chunks
 
 
 def explained(m2: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,11 +60,12 @@ class JointMoments(Moments):
 
         Args:
             eps_hat, delta: the same shape, the model's units.
-            trim: None takes everything. A number leaves out each position of a sample, in all its channels, at which
-                |delta - mean| > trim * std in any channel; mean and std are each channel's over this call's data.
-                Whole positions go, so that one count holds for every channel and eps_hat and delta stay pairs.
+            trim: None takes everything. A number leaves out each element, and its eps_hat with it, at which
+                |delta - mean| > trim * std; mean and std are its channel's over this call's data. What is left of a
+                channel stands for all its positions, so that one count holds for every channel.
         Raises:
-            ValueError: wrong shapes, NaN or infinity, or trim leaves nothing. The moments are then as before.
+            ValueError: wrong shapes, NaN or infinity, or trim leaves nothing of a channel. The moments are then as
+                before.
         """
         where = "JointMoments.update"
         values = (eps_hat, delta)
@@ -72,11 +74,29 @@ class JointMoments(Moments):
             raise ValueError(f"{where}: trim is {trim}; pass a positive number of standard deviations, or None.")
         part = self._measured(values)
         if trim is not None and part._m2.isfinite().all():
-            centre, limit = part._mean[1, :, None], trim * part.unconditional_variance().sqrt()[:, None]
-            part = self._measured(values, lambda chunk: ((chunk[1] - centre).abs() <= limit).all(0))
-            if part.count == 0:
-                raise ValueError(f"{where}: trim {trim} leaves no position; raise it (4 is usual).")
+            part = self._trimmed(values, trim, part)
+            if part is None:
+                raise ValueError(f"{where}: trim {trim} leaves nothing of a channel; raise it (4 is usual).")
         self._add(part, where, values)
+
+    def _trimmed(self, values: tuple[Tensor, Tensor], trim: float, whole: JointMoments) -> JointMoments | None:
+        """The moments of the elements within the limits, by channel; whole: those of all. None if a channel has none."""
+        centre, limit = whole._mean[..., None], trim * whole.unconditional_variance().sqrt()[:, None]
+
+        def deviations(mean: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            for chunk in chunks(values):  # (2, C, n)
+                kept = (chunk[1] - centre[1]).abs() <= limit
+                yield kept, (chunk - mean).where(kept, 0.0)
+
+        found = [(kept.sum(-1), part.sum(-1)) for kept, part in deviations(centre)]
+        count, shift = (torch.stack(each).sum(0) for each in zip(*found, strict=True))
+        if (count == 0).any():
+            return None
+        part = JointMoments(self.channels)
+        part.count, part._mean = whole.count, whole._mean + shift / count
+        sums = [self._products(each).sum(-1) for _, each in deviations(part._mean[..., None])]
+        part._m2 = torch.stack(sums).sum(0) * (whole.count / count.double())
+        return part
 
     def conditional_variance(self) -> Tensor:
         """V = Var(delta) - Cov(delta, eps_hat)^2 / Var(eps_hat), (C,) float64, >= 0 (Q-Drift Eq. 15).

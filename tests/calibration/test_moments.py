@@ -177,22 +177,43 @@ def test_pooled_channels_are_one_population():
 
 
 def trimmed(eps_hat, delta, trim):
-    """Positions as rows, all channels of a position kept or left out."""
-    values = [np.moveaxis(v.numpy(), 1, -1).reshape(-1, v.shape[1]) for v in (eps_hat, delta)]
-    far = np.abs(values[1] - values[1].mean(0)) > trim * values[1].std(0)
-    kept = ~far.any(1)
-    return kept.sum(), [torch.from_numpy(v[kept]) for v in values]
+    """Count, mean and sums of each channel's elements within its own limits, standing for all its positions."""
+    rows = [np.moveaxis(v.double().numpy(), 1, 0).reshape(v.shape[1], -1) for v in (eps_hat, delta)]
+    count, means, sums = rows[0].shape[1], [], []
+    for own, error in zip(*rows, strict=True):
+        kept = np.abs(error - error.mean()) <= trim * error.std()
+        assert kept.any()
+        _, mean, m2 = reference(*(torch.from_numpy(v[kept])[:, None] for v in (own, error)))
+        means.append(mean[:, 0])
+        sums.append(m2[:, 0] * count / kept.sum())
+    return count, np.stack(means, 1), np.stack(sums, 1)
 
 
 @pytest.mark.parametrize("trim", [1.5, 3.0])
 @pytest.mark.parametrize("chunk", [50, 2**18])
-def test_trimming_leaves_out_whole_positions(trim, chunk, monkeypatch):
+def test_trimming_leaves_out_single_elements(trim, chunk, monkeypatch):
     monkeypatch.setattr(accumulators, "CHUNK", chunk)
     eps_hat, delta = pair((3, 3, 8, 8))
     delta[1, 2, 4, 4] = 1000.0
-    count, kept = trimmed(eps_hat, delta, trim)
-    assert 0 < count < 3 * 64
-    assert_is(moments_of((eps_hat, delta), trim=trim), reference(*kept))
+    moments = moments_of((eps_hat, delta), trim=trim)
+    assert_is(moments, trimmed(eps_hat, delta, trim))
+    assert moments.conditional_variance().max() < 1e-2 * moments_of((eps_hat, delta)).conditional_variance().max()
+    rest = moments_of((eps_hat[:, :2], delta[:, :2]), trim=trim)  # an outlier in one channel is none in the others
+    torch.testing.assert_close(moments.mean[:, :2], rest.mean, rtol=1e-12, atol=1e-12)
+
+
+def test_trimming_heavy_tails_costs_the_share_of_elements_beyond_it():
+    """Student's t of 3 degrees, 16 channels: 1.2 % of elements lie beyond 4 deviations, a sixth of all positions has
+    one of them. V is that of the elements left."""
+    t = torch.distributions.StudentT(3.0)
+    torch.manual_seed(0)
+    delta = t.sample((1, 16, 100, 100)).double()
+    kept = [np.abs(row - row.mean()) <= 4 * row.std() for row in delta[0].flatten(1).numpy()]
+    share = 1 - np.mean(kept)
+    assert 0.001 < share < 0.02
+    expected = [row[near].var() for row, near in zip(delta[0].flatten(1).numpy(), kept, strict=True)]
+    found = moments_of((torch.randn(1, 16, 100, 100).double(), delta), trim=4.0)
+    assert found.unconditional_variance().numpy() == pytest.approx(np.array(expected))
 
 
 def test_trimming_takes_each_update_by_itself():
@@ -209,7 +230,7 @@ def test_trimming_a_constant_error_leaves_it_whole():
 def test_trim_that_leaves_nothing():
     delta = torch.tensor([[[1.0, -1.0]]])
     moments = JointMoments(1)
-    with pytest.raises(ValueError, match=r"JointMoments\.update: trim 0\.5 leaves no position; raise"):
+    with pytest.raises(ValueError, match=r"JointMoments\.update: trim 0\.5 leaves nothing of a channel; raise"):
         moments.update(delta, delta, trim=0.5)
     assert moments.count == 0
 
