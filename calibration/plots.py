@@ -28,7 +28,8 @@ def available() -> bool:
 def picture(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = None) -> np.ndarray:
     """(height, width, 3) uint8. ImportError where there is no matplotlib: ask `available` first.
 
-    The panels follow the paper's Figs. 2 to 6: error, V, slope, gain, its stability, and the shape of the error.
+    The panels: error, V, slope, gain, its stability over the runs, and the shape of the error or its size by the
+    signal's.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,7 +139,7 @@ def _gains(panel: Axes, steps: np.ndarray, shown: report.Figures) -> None:
     panel.grid(False)
     panel.set_yticks(range(0, len(gains), -(-len(gains) // 8)))
     panel.set_ylabel("channel", fontsize=10)
-    _title(panel, "Euler gain c per step and channel")
+    _title(panel, f"gain c of {shown.rule.solver} per step and channel")
 
 
 def _stability(panel: Axes, steps: np.ndarray, shown: report.Figures) -> None:

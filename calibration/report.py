@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import trial
+from . import gains, trial
+from .gains import Rule
 from .moments import JointMoments
 from .residual import Residual
 from .state_map import StateMap
@@ -30,7 +31,8 @@ class Figures:
     Attributes:
         sigma: (S,).
         variance, slope: (S, C), V and a.
-        gain: (S, C), Euler's c between one level and the next (Q-Drift Eq. 22); the last level's step ends at 0.
+        rule: that gives the gains.
+        gain: (S, C), c from each level to the next by the default rule; the last level's step ends at 0.
         error: (S,), relative error of all channels together.
         error_db: (S,), signal to error in decibels; noise_db: (S,), signal to V, the part that may act as noise.
         noise_share: (S,), V as a share of the error's power.
@@ -40,6 +42,7 @@ class Figures:
     sigma: Tensor
     variance: Tensor
     slope: Tensor
+    rule: Rule
     gain: Tensor
     error: Tensor
     error_db: Tensor
@@ -51,7 +54,7 @@ class Figures:
 def figures(statistics: QDriftStatistics) -> Figures:
     moments = [statistics.moments(i) for i in range(len(statistics.sigma))]
     sigma, variance = statistics.sigma, torch.stack([each.conditional_variance() for each in moments])
-    share = step_share(sigma)
+    rule, runs = Rule.of(statistics), statistics.provenance.runs
     power = torch.stack([each.error_power().sum() for each in moments])
     error = torch.tensor([float(each.pooled().relative_error()) for each in moments], dtype=torch.float64)
     signal = torch.stack([_signal_power(each).sum() for each in moments])
@@ -59,19 +62,14 @@ def figures(statistics: QDriftStatistics) -> Figures:
         sigma,
         variance,
         torch.stack([each.slope() for each in moments]),
-        variance * share[:, None],
+        rule,
+        rule.gains(variance),
         error,
         10 * (signal / power).log10(),
         10 * (signal / variance.sum(1)).log10(),
         (variance.sum(1) / power).where(power > 0, 0.0),
-        _spread(statistics, share),
+        gains.spread(statistics, rule, sorted({1, min(SUBSET, runs), runs})),
     )
-
-
-def step_share(sigma: Tensor) -> Tensor:
-    """|dsigma| / (2 sigma) of the step from each level to the next, the last one's to 0: Eq. 22 without V, (S,)."""
-    following = torch.cat([sigma[1:], sigma.new_zeros(1)])
-    return (sigma - following) / (2 * sigma)
 
 
 def _signal_power(moments: JointMoments) -> Tensor:
@@ -79,20 +77,6 @@ def _signal_power(moments: JointMoments) -> Tensor:
     square, product, error = moments.m2.unbind()
     deviations = (square - 2 * product + error).clamp(min=0.0)
     return deviations / moments.count + (moments.mean[0] - moments.mean[1]).square()
-
-
-def _spread(statistics: QDriftStatistics, share: Tensor) -> tuple[tuple[int, Tensor, Tensor], ...]:
-    """Over every group of K runs that follow one another in a ring; a group's V is the mean of its runs' own."""
-    if statistics.run_variance is None:
-        return ()
-    gains = statistics.run_variance.double().mean(2) * share  # (R, S)
-    runs = len(gains)
-    spread = []
-    for k in sorted({1, min(SUBSET, runs), runs}):
-        ring = torch.cat([gains, gains[: k - 1]])
-        groups = ring.unfold(0, k, 1).mean(-1)[:runs] if k < runs else gains.mean(0, keepdim=True)
-        spread.append((k, groups.amin(0), groups.amax(0)))
-    return tuple(spread)
 
 
 def stability(statistics: QDriftStatistics) -> str:
@@ -220,7 +204,7 @@ def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = No
     settings, _, _ = describe(statistics).rpartition("\n\n")  # the verdict comes last here
     if statistics.trial is not None:
         settings, _, _ = settings.rpartition("\n\n")  # and the trial before it
-    lines = [settings, "", "Euler gain c = |dsigma|/(2 sigma) V (Eq. 22), from each level to the next", ""]
+    lines = [settings, "", rule_sentence(statistics, shown.rule), ""]
     lines += table(shown)
     lines += ["", "S/E: signal to error. S/V: signal to V, the part of the error that may act as noise."]
     maps = statistics.state_map()
@@ -230,6 +214,15 @@ def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = No
         lines += trial.table(statistics.trial)
     lines += ["", stability(statistics), shape_sentence(residuals), "", verdict(statistics)]
     return "\n".join(lines) + "\n"
+
+
+def rule_sentence(statistics: QDriftStatistics, rule: Rule) -> str:
+    """What the gains in a report are."""
+    solver = statistics.provenance.solver
+    other = "" if solver in ("", rule.solver) else f" ({solver}'s own follow from the same V when it is used)"
+    return (
+        f"Gain c by rule auto: {rule.solver} on path {rule.path}, {rule.equation}, from each level to the next{other}"
+    )
 
 
 def maps_table(maps: StateMap) -> list[str]:

@@ -15,11 +15,12 @@ from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
 from gimbal.calibration.trajectories import Call, InFolder, InMemory, Trajectory, read_header, write_header
+from gimbal.core.plan import make_plan
 
 LEVELS = [4.0, 2.0, 1.0]
 
 
-def made(variances, means=(0.0, 0.0), count=100, channels=2, levels=LEVELS):
+def made(variances, means=(0.0, 0.0), count=100, channels=2, levels=LEVELS, **about):
     """Statistics of runs whose error has these variances, is independent of eps_hat (variance 1) and has this mean."""
     runs = []
     for variance in variances:
@@ -27,17 +28,17 @@ def made(variances, means=(0.0, 0.0), count=100, channels=2, levels=LEVELS):
         mean = torch.tensor(means, dtype=torch.float64)[:, None].expand(2, channels)
         runs.append([JointMoments.from_parts(count, mean, m2) for _ in levels])
     seeds = tuple(range(len(variances)))
-    about = Provenance(
-        path="ve",
-        latent_channels=channels,
-        latent_format="SD15",
-        cfg=3.0,
-        steps=len(levels),
-        runs=len(seeds),
-        seeds=seeds,
-        quantized_model="q$1.safetensors",
-    )
-    return QDriftStatistics.from_runs(levels, runs, about)
+    settings = {
+        "path": "ve",
+        "latent_channels": channels,
+        "latent_format": "SD15",
+        "cfg": 3.0,
+        "steps": len(levels),
+        "runs": len(seeds),
+        "seeds": seeds,
+        "quantized_model": "q$1.safetensors",
+    }
+    return QDriftStatistics.from_runs(levels, runs, Provenance(**{**settings, **about}))
 
 
 def test_figures_by_hand():
@@ -56,7 +57,7 @@ def test_figures_by_hand():
 def test_spread_over_the_runs_by_hand():
     variances = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     spread = {k: (float(low[2]), float(high[2])) for k, low, high in report.figures(made(variances)).spread}
-    # At the last level c = V/2. Groups of 5 in a ring: the lowest is .1 to .5, the highest .3 to .7.
+    # At the last level c = V/2: of any 5 the lowest are .1 to .5, the highest .3 to .7.
     assert spread[1] == pytest.approx((0.05, 0.35))
     assert spread[5] == pytest.approx((0.15, 0.25))
     assert spread[7] == pytest.approx((0.2, 0.2))
@@ -65,10 +66,52 @@ def test_spread_over_the_runs_by_hand():
     assert report.stability(made([0.1])).startswith("One run")
 
 
+def test_spread_is_over_any_runs_not_over_neighbours():
+    """Every third run is a bad one: five neighbours always hold one or two, any five hold none to four of four."""
+    variances = [0.4 if i % 3 == 0 else 0.0 for i in range(12)]
+    spread = {k: (float(low[2]), float(high[2])) for k, low, high in report.figures(made(variances)).spread}
+    assert spread[5] == pytest.approx((0.0, 0.5 * 0.4 * 4 / 5))
+    again = report.figures(made(variances)).spread
+    assert all(
+        torch.equal(one[1], other[1]) for one, other in zip(report.figures(made(variances)).spread, again, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("about", "equation"),
+    [
+        ({"solver": "euler", "path": "flow"}, "Eq. 37"),
+        ({"solver": "dpmpp_2m"}, "Eq. 36 accumulated"),
+        ({"solver": "euler"}, "Eq. 22"),
+    ],
+)
+def test_gains_are_those_that_sampling_applies(about, equation):
+    """The corrected sampler's own plan, on the calibrated schedule, with the nodes' default rule."""
+    levels = [1.0, 0.8, 0.5, 0.2]
+    statistics = made([0.1], levels=levels, **about)
+    plan = make_plan(
+        about["solver"],
+        [*levels, 0.0],
+        path=statistics.provenance.path,
+        variance=lambda sigma: statistics.variance(sigma),
+    )
+    shown = report.figures(statistics)
+    torch.testing.assert_close(shown.gain, plan.gains, rtol=1e-6, atol=1e-12)
+    assert plan.equation == equation and f", {equation}, " in report.text(statistics)
+    if about.get("path") == "flow":  # 0.8 to 0.5, by hand: w^2 (1 - sigma)^2 V / (4^2 - 1^2), w = 4 - 1
+        assert float(shown.gain[1, 0]) == pytest.approx(9 * 0.04 * 0.1 / 15)
+        assert float(shown.gain[0, 0]) == 0.0
+
+
+def test_a_sampler_of_comfyui_alone_is_shown_as_euler_and_said():
+    text = report.text(made([0.1], solver="res_multistep"))
+    assert "euler on path ve, Eq. 22" in text and "res_multistep's own follow" in text
+
+
 def test_text_has_every_step_channel_and_the_verdict():
     statistics = made([0.1, 0.2], channels=3)
     text = report.text(statistics)
-    assert text.count("\n   3 ") == 2 and "c[2]" in text and "Euler gain" in text
+    assert text.count("\n   3 ") == 2 and "c[2]" in text and "Gain c by rule auto: euler on path ve, Eq. 22" in text
     assert text.endswith(statistics.verdict() + "\n") and text.count(statistics.verdict()) == 1
     assert "c[0]" not in report.text(made([0.1], channels=17))
     assert "cannot be read from a file" in text
