@@ -160,10 +160,7 @@ class _Probe(ModelSurface):
                 f"{name} chooses its model calls by what the model returns; it has no fixed coefficients."
             ) from error
         except TROUBLE as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"{name} cannot be read outside a real run ({problem}); it has no corrected form."
-            ) from error
+            raise ValueError(f"{name} cannot be read outside a real run; it has no corrected form.") from error
         self.result = doubles(result).flatten()
         self.drew_noise = not torch.equal(before, torch.random.get_rng_state())
 

@@ -16,11 +16,10 @@ from torch import Tensor
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
 from ..core.match import Map, Matching
 from ..core.plan import Path, Plan, Rule, make_plan
-from ..core.qdrift import euler_gain
-from ..core.schedule import step_index
 from ..core.solvers import run
 from . import identity
 from .model_kind import latent_format, path_of
+from .per_call import PerCall
 from .sampling.stages import Window
 
 logger = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ class Correction:
             solver_of(sampler, options or {}),
             sigmas,
             path=path,
-            variance=None if self.correction == MOMENTS else self.variance_at(model_sampling),
+            variance=self.variance_at(model_sampling) if self.drifts else self.drawn_at(model_sampling),
             strength=self.strength,
             rule=self.rule,
             options=options,
@@ -170,7 +169,8 @@ class Correction:
 
     def maps(self, plan: Plan, model_sampling: Any) -> list[Map | None]:
         """For each step what moment matching does after it; None where nothing."""
-        known = None if self.correction == DRIFT else self.stats.state_map(with_drift=self.correction == BOTH)
+        with_drift = self.correction == BOTH and self.drifts
+        known = None if self.correction == DRIFT else self.stats.state_map(with_drift)
         if known is None:
             return [None] * len(plan.steps)
         found: list[Map | None] = []
@@ -184,6 +184,25 @@ class Correction:
             found.append(None if idle else (scale, shift))
         return found
 
+    @property
+    def drifts(self) -> bool:
+        """Whether Q-Drift's gain acts. D2-DPM's bias correction takes its place: both answer to one error."""
+        return self.correction != MOMENTS and self.bias == "off"
+
+    def drawn_at(self, model_sampling: Any) -> Any:
+        """Variance of the noise that a stochastic bias correction draws, of each channel; None where none is drawn."""
+        if self.bias != "stochastic":
+            return None
+
+        def variance(sigma: float) -> Tensor:
+            found = self.stats.variance(sigma, "channel")
+            return found * self._share(sigma, model_sampling) ** 2
+
+        return variance
+
+    def _share(self, sigma: float, model_sampling: Any) -> float:
+        return self.strength if self.window.covers(torch.tensor([sigma]), model_sampling) else 0.0
+
     def variance_at(self, model_sampling: Any) -> Any:
         def variance(sigma: float) -> Tensor:
             found = self.stats.variance(sigma, self.channels, self.variance)
@@ -193,10 +212,11 @@ class Correction:
 
     def bias_at(self, model_sampling: Any) -> Any:
         def bias(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-            """Slope, and the mean error where eps_hat is 0: E[delta | eps_hat] = slope eps_hat + intercept."""
-            share = self.strength if self.window.covers(torch.tensor([sigma]), model_sampling) else 0.0
-            slope = share * self.stats.slope(sigma, self.channels)
-            return slope, torch.zeros_like(slope), share * self.stats.intercept(sigma, self.channels)
+            """Slope, and the mean error where eps_hat is 0: E[delta | eps_hat] = slope eps_hat + intercept. Of each
+            channel, whatever `channels` is: a mean pooled over channels is that of none."""
+            share = self._share(sigma, model_sampling)
+            slope = share * self.stats.slope(sigma, "channel")
+            return slope, torch.zeros_like(slope), share * self.stats.intercept(sigma, "channel")
 
         return bias
 
@@ -234,14 +254,20 @@ class Corrected:
                 raise ValueError(
                     f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...){remedy}."
                 ) from error
-            per_call = _PerCall(model, ours, path, sigmas, model_sampling)
+            per_call = PerCall(model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength)
             logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
             if ours.bias != "off":
                 logger.warning(
                     "%s: left the bias correction out, which needs a sampler with a corrected form.", ours.node
                 )
             return self.plain(
-                per_call, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options
+                per_call,
+                x,
+                sigmas,
+                extra_args=extra_args,
+                callback=per_call.counting(callback),
+                disable=disable,
+                **options,
             )
         maps = ours.maps(plan, model_sampling)
         logger.info("%s: %s%s.", ours.node, plan.describe(), _described(maps))
@@ -279,27 +305,3 @@ def _described(maps: list[Map | None]) -> str:
         return ""
     scales = torch.stack([scale for scale, _ in acting])
     return f"; moment matching after {len(acting)} steps, scale {float(scales.min()):.4g} to {float(scales.max()):.4g}"
-
-
-class _PerCall:
-    """A model whose noise prediction is lengthened at each call, for samplers whose steps are not known."""
-
-    def __init__(self, model: Any, correction: Correction, path: str, sigmas: Tensor, model_sampling: Any):
-        self._model, self._path, self._rule = model, path, correction.rule
-        self._sigmas = sigmas.tolist()
-        self._variance, self._strength = correction.variance_at(model_sampling), correction.strength
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, x: Tensor, sigma: Tensor, **options: Any) -> Tensor:
-        denoised = self._model(x, sigma, **options)
-        level = float(sigma.flatten()[0])
-        following = self._sigmas[step_index(level, self._sigmas) + 1]
-        alpha = 1.0 - level if self._path == "flow" and self._rule != "paper" else 1.0
-        if alpha <= 0.0:
-            return denoised
-        # On flow V_eps = alpha^2 V_v, and eps = (x - alpha denoised)/sigma grows instead of the velocity.
-        gain = (self._strength * euler_gain(level, following, alpha**2 * self._variance(level))).clamp(-1.0, 1.0)
-        gain = gain.to(denoised).view(1, -1, *[1] * (x.ndim - 2))
-        return denoised * (1.0 + gain) - x * (gain / alpha)

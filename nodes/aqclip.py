@@ -66,13 +66,17 @@ class AQClipStage(DenoisedStage):
     def reads_attention(self) -> bool:
         return self.confidence == "attention"
 
-    def new_state(self) -> AQClipState:
-        return AQClipState()
+    @property
+    def reads_step(self) -> bool:
+        return self.ema_beta > 0.0
+
+    def new_state(self) -> AQClipState | None:
+        return AQClipState() if self.ema_beta > 0.0 else None
 
     def objection(self, denoised: Tensor) -> str:
         return not_a_picture(denoised)
 
-    def apply(self, denoised: Tensor, state: AQClipState, call: Call) -> Tensor:
+    def apply(self, denoised: Tensor, state: AQClipState | None, call: Call) -> Tensor:
         confidence = certainty(denoised, self.clip.tile, self.clip.stride, call)
         return self.clip.apply(denoised, confidence=confidence, ema_beta=self.ema_beta, state=state, step=call.step)
 

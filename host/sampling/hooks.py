@@ -27,12 +27,28 @@ class _Begin:
     def __init__(self, stages: tuple[Stage, ...]):
         self.stages = stages
 
-    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[3]
+    def __call__(
+        self,
+        executor: Any,
+        noise: Tensor,
+        latent: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable[..., None] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         run = Run(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
         # These options were cloned for this run and are dropped after it.
         executor.class_obj.model_options["transformer_options"][KEY] = run
-        samples = executor(*args, **kwargs)
+
+        def counted(*progress: Any) -> None:
+            run.begun += 1
+            if callback is not None:
+                callback(*progress)
+
+        samples = executor(noise, latent, sampler, sigmas, denoise_mask, counted, *args, **kwargs)
         run.end(samples)
         return samples
 

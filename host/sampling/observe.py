@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.schedule import step_index
+from ...core.schedule import StepCounter
 
 RUNS = 4  # kept by an observer: a model often feeds several samplers
 LOOKS = 64  # kept of a run; of longer ones every second, every fourth, ...
@@ -60,28 +60,30 @@ class Observer:
 class Watch:
     """The maps of the run that is going on. They stay on their device: nothing waits for them before the run's end."""
 
-    def __init__(self) -> None:
-        self._looks: list[tuple[Tensor, dict[str, Tensor]]] = []
+    def __init__(self, sigmas: list[float]) -> None:
+        self._sigmas = sigmas
+        self._looks: list[tuple[Tensor, int, dict[str, Tensor]]] = []
         self._every = 1
         self._calls = 0
 
     def __bool__(self) -> bool:
         return bool(self._looks)
 
-    def add(self, sigma: Tensor, **maps: Tensor) -> None:
-        """Keep maps (B, *spatial) of the call at this noise level: the first samples, of a video the middle frame."""
+    def add(self, sigma: Tensor, begun: int, **maps: Tensor) -> None:
+        """Keep maps (B, *spatial) of the call at this noise level, after so many of the sampler's callbacks: the first
+        samples, of a video the middle frame."""
         if self._calls % self._every == 0:
-            self._looks.append((sigma.flatten()[:1], {name: _small(one) for name, one in maps.items()}))
+            self._looks.append((sigma.flatten()[:1], begun, {name: _small(one) for name, one in maps.items()}))
         self._calls += 1
         if len(self._looks) > LOOKS:
             del self._looks[1::2]
             self._every *= 2
 
-    def seen(self, samples: Tensor, sigmas: list[float]) -> Seen:
-        looks = []
-        for level, maps in self._looks:
+    def seen(self, samples: Tensor) -> Seen:
+        looks, counter = [], StepCounter(self._sigmas)
+        for level, begun, maps in self._looks:
             sigma = float(level)
-            looks.append(Look(step_index(sigma, sigmas), sigma, {name: one.cpu() for name, one in maps.items()}))
+            looks.append(Look(counter.step(sigma, begun), sigma, {name: one.cpu() for name, one in maps.items()}))
         return Seen(digest(samples), tuple(looks))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.schedule import step_index
+from ...core.schedule import StepCounter
 from .attention import AttentionReader
 from .observe import Watch
 from .stages import Call, DenoisedStage, GuidanceStage, Stage
@@ -20,12 +20,13 @@ logger = logging.getLogger(__name__)
 class Record:
     """What a run knows of one stage."""
 
-    def __init__(self, state: Any):
+    def __init__(self, state: Any, sigmas: list[float]):
         self.state = state
+        self.counter = StepCounter(sigmas)
         self.seen = self.acted = 0  # model calls
         self.blind = 0  # model calls whose attention it wanted and did not get
         self.refusal = ""  # why it could not act
-        self.watch_maps = Watch()
+        self.watch_maps = Watch(sigmas)
         self.nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value once, at the end
 
     def watch(self, x: Tensor) -> None:
@@ -38,9 +39,9 @@ class Run:
 
     def __init__(self, stages: tuple[Stage, ...], sigmas: list[float], packed: bool = False):
         self.records = {
-            stage: Record(stage.new_state() if isinstance(stage, DenoisedStage) else None) for stage in stages
+            stage: Record(stage.new_state() if isinstance(stage, DenoisedStage) else None, sigmas) for stage in stages
         }
-        self.sigmas = sigmas
+        self.begun = 0  # steps, by the sampler's callback: made once a step, after its first model call
         self.attention = AttentionReader() if reads_attention(stages) else None
         self.packed = packed  # several latents (video and audio) flattened into one tensor
 
@@ -58,7 +59,9 @@ class Run:
                 watched = True
             record.acted += 1
             record.blind += stage.reads_attention and attention is None
-            call = Call(self._step(record, sigma), attention, partial(record.watch_maps.add, sigma))
+            # Asked for only where it is needed: sigma's value waits for the device.
+            step = record.counter.step(float(sigma.flatten()[0]), self.begun) if stage.reads_step else None
+            call = Call(step, attention, partial(record.watch_maps.add, sigma, self.begun))
             denoised = stage.apply(denoised, record.state, call)
         return denoised
 
@@ -78,7 +81,8 @@ class Run:
             record.watch(predictions[0])
             record.acted += 1
             cond, uncond = predictions
-            predictions[0] = stage.apply(cond, uncond, cfg, partial(record.watch_maps.add, args["sigma"]))
+            look = partial(record.watch_maps.add, args["sigma"], self.begun)
+            predictions[0] = stage.apply(cond, uncond, cfg, look)
         return predictions
 
     def end(self, samples: Tensor) -> None:
@@ -86,7 +90,7 @@ class Run:
         self._report()
         for stage, record in self.records.items():
             if record.watch_maps:
-                stage.observer.keep(record.watch_maps.seen(samples, self.sigmas))
+                stage.observer.keep(record.watch_maps.seen(samples))
 
     def _report(self) -> None:
         for stage, record in self.records.items():
@@ -126,11 +130,6 @@ class Run:
             return False
         # Asked for here, not when the node ran: a sampling patch (shift, ...) may come after it in the graph.
         return stage.window.covers(sigma, patcher.get_model_object("model_sampling"))
-
-    def _step(self, record: Record, sigma: Tensor) -> int | None:
-        if record.state is None or not self.sigmas:
-            return None
-        return step_index(float(sigma.flatten()[0]), self.sigmas)
 
     def _report_nonfinite(self) -> None:
         for stage, record in self.records.items():

@@ -57,7 +57,7 @@ class Stage:
 class Call:
     """What a stage may want to know of one model call."""
 
-    step: int | None  # None if the stage has no state
+    step: int | None  # None if the stage does not ask for it
     attention: (
         Tensor | None
     )  # the network's confidence on its token grid, (B, h, w) or (B, F, h, w), where asked for and read
@@ -69,6 +69,11 @@ class DenoisedStage(Stage):
     @property
     def reads_attention(self) -> bool:
         """Whether the network's attention is to be read for it."""
+        return False
+
+    @property
+    def reads_step(self) -> bool:
+        """Whether it wants to know which step of the schedule a call belongs to."""
         return False
 
     def new_state(self) -> Any:

@@ -96,10 +96,9 @@ def test_the_sampling_object_is_where_samplers_look():
 
     found = read_coefficients(looking, SIGMAS, model_sampling=SimpleNamespace(name="flow"))
     assert len(found.levels) == 5
-    with pytest.raises(
-        ValueError, match=r"looking cannot be read outside a real run \(AttributeError: .*model_sampling"
-    ):
+    with pytest.raises(ValueError, match=r"^looking cannot be read outside a real run; it has no corr") as raised:
         read_coefficients(looking, SIGMAS)
+    assert isinstance(raised.value.__cause__, AttributeError)  # for a developer, not for the message
 
 
 def test_options_reach_the_sampler():
@@ -161,7 +160,7 @@ def at_zero(model, x, sigmas, extra_args=None, callback=None, disable=None):
         (endless, "chooses its model calls by what the model returns"),
         (elsewhere, "does not begin its steps at the schedule's sigmas"),
         (at_zero, "calls the model at sigmas .*; a corrected form needs them above 0"),
-        (lambda model, x: x, r"cannot be read outside a real run \(TypeError"),
+        (lambda model, x: x, "cannot be read outside a real run; it has no"),
     ],
 )
 def test_samplers_without_coefficients_are_refused(sampler, why):
