@@ -66,10 +66,12 @@ class Correction:
             return None
         if correction == ADVISED:
             correction, share = cls._advised(node, stats)
-            strength *= share
-        if not correction:
+            strength *= share if correction else 1.0
+        if not correction and options["bias"] == "off":
             return None
-        if correction != DRIFT and stats.state_map(with_drift=correction == BOTH) is None:
+        correction = correction or DRIFT  # whose gain the bias correction takes the place of
+        with_drift = correction == BOTH and options["bias"] == "off"
+        if correction != DRIFT and stats.state_map(with_drift=with_drift) is None:
             raise ValueError(
                 f"{node}: correction is {correction!r}, and these statistics hold no maps for it; calibrate with "
                 "correction 'drift and moments', or set correction to 'drift'."
@@ -258,7 +260,9 @@ class Corrected:
             logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
             if ours.bias != "off":
                 logger.warning(
-                    "%s: left the bias correction out, which needs a sampler with a corrected form.", ours.node
+                    "%s: left the bias correction out, which needs a sampler with a corrected form, and took Q-Drift's "
+                    "gain.",
+                    ours.node,
                 )
             return self.plain(
                 per_call,

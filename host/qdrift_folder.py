@@ -26,6 +26,19 @@ def folder() -> Path:
     return Path(folder_paths.get_folder_paths(NAME)[0])
 
 
+def choices(names: list[str], what: str, maker: str) -> list[str]:
+    """For a list to choose from; where there is nothing yet, one entry that says what to do, as no list may be empty."""
+    return names or [f"no {what} yet: run {maker}, then press R"]
+
+
+def statistics_choices() -> list[str]:
+    return choices(statistics_names(), "statistics", "Q-Drift Calibrate")
+
+
+def trajectory_choices() -> list[str]:
+    return choices(trajectory_names(), "trajectory", "Q-Drift Record Trajectory")
+
+
 def statistics_names() -> list[str]:
     """The statistics in models/qdrift, as ComfyUI's loaders list files."""
     folder()
@@ -37,6 +50,11 @@ def statistics_path(node: str, name: str) -> Path:
     folder()
     path = folder_paths.get_full_path(NAME, name)
     if path is None:
+        if not statistics_names():
+            raise ValueError(
+                f"{node}: models/qdrift holds no statistics yet; run Q-Drift Calibrate or put a statistics file there, then "
+                "press R and choose it in 'file'."
+            )
         raise ValueError(f"{node}: models/qdrift holds no {name!r:.200}; choose another file, or calibrate first.")
     return Path(path)
 
@@ -47,7 +65,13 @@ def trajectory_names() -> list[str]:
 
 
 def trajectory_path(node: str, name: str) -> Path:
-    if name not in trajectory_names():
+    names = trajectory_names()
+    if not names:
+        raise ValueError(
+            f"{node}: models/qdrift/trajectories holds nothing yet; run Q-Drift Record Trajectory, then press R and choose "
+            "its folder in 'trajectory'."
+        )
+    if name not in names:
         raise ValueError(f"{node}: models/qdrift/trajectories holds no {name!r:.200}; record a trajectory first.")
     return folder() / TRAJECTORIES / name
 

@@ -63,8 +63,9 @@ def advanced_options() -> list[io.Input]:
             "bias",
             options=list(BIAS),
             default="off",
-            tooltip="Also takes off the error's mean given the prediction (D2-DPM). Here for comparison: the paper measured it "
-            "to do harm (FID 31.7 to 75.1), and so did we at 3 and 4 bits.",
+            tooltip="In the place of Q-Drift's gain, takes off each channel's mean error given the prediction (D2-DPM); "
+            "stochastic: a draw of the error. Here for comparison: the paper measured it to do harm (FID 31.7 to 75.1), and "
+            "so did we at 3 and 4 bits.",
         ),
         io.Combo.Input(
             "unsupported",

@@ -99,7 +99,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 _calibrating.quantized_model(),
                 io.Combo.Input(
                     "trajectory",
-                    options=qdrift_folder.trajectory_names(),
+                    options=qdrift_folder.trajectory_choices(),
                     tooltip="Folder in models/qdrift/trajectories, as Q-Drift Record Trajectory wrote it. "
                     "Latent, cfg, sampler, steps and seeds come from it.",
                 ),
@@ -112,6 +112,14 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, trajectory: str | None) -> bool | str:
+        """As Q-Drift Load's."""
+        try:
+            return trajectory is None or bool(qdrift_folder.trajectory_path(cls.NAME, trajectory))
+        except ValueError as error:
+            return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, trajectory: str, **_: Any) -> str:

@@ -100,7 +100,7 @@ class Calibration:
         self.plan = self._plan()
         if self.plan is None:
             self.held_out = ()
-        key = identity.digest("2", twins.full_key, twins.quantized_key, trim, identity.environment())
+        key = identity.digest("3", twins.full_key, twins.quantized_key, trim, identity.environment())
         self.resume = Resume(node, key, fitted_name(self.runs, aim.correction))
         self.done = dict(self._resumed())
         if twins.full is not None:

@@ -34,7 +34,7 @@ def finish(
     calibration: Calibration, results: list[RunMoments], store: Store, filename: str, **origin: str
 ) -> Finished:
     """Match moments and try the corrections, as asked for; then write what was found, and draw it."""
-    trim = f"{calibration.trim:g}" if calibration.trim else ""
+    trim = f"{calibration.trim:g} per element" if calibration.trim else ""  # once whole positions went
     found = statistics(results, calibration.twins.traits, calibration.schedule, calibration.runs, trim=trim, **origin)
     maps = calibration.maps(found)
     if maps:

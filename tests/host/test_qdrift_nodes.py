@@ -159,8 +159,9 @@ def test_it_says_what_it_did_once(tiny, drift, statistics, caplog):
 def test_samplers_without_a_corrected_form(tiny, drift, statistics, caplog, sampler):
     model = tiny.model("sd15")
     stats = statistics(model)
-    with pytest.raises(ValueError, match=r"Q-Drift: .*Choose another sampler .* or set 'unsupported' to"):
+    with pytest.raises(ValueError, match=r"Q-Drift: .*Choose another sampler .* or set 'unsupported' to") as refusal:
         tiny.sample(drift(model, stats), "sd15", sampler=sampler)
+    assert "Error" not in str(refusal.value)
     caplog.set_level(logging.INFO)
     result = tiny.sample(drift(model, stats, unsupported="correct each call"), "sd15", sampler=sampler)
     assert "each call by itself" in caplog.text and "left the bias correction out" not in caplog.text
@@ -168,30 +169,45 @@ def test_samplers_without_a_corrected_form(tiny, drift, statistics, caplog, samp
     assert result.isfinite().all() and (result - plain).abs().max() > 1e-3 * plain.abs().max()
 
 
-@pytest.mark.parametrize(("family", "rule"), [("sd15", "auto"), ("sd3", "auto"), ("sd3", "paper"), ("wan", "auto")])
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [
+        *[("sd15", rule) for rule in ("auto", "marginal")],
+        *[("sd3", rule) for rule in ("auto", "marginal", "paper")],
+        ("wan", "auto"),
+    ],
+)
 def test_a_call_corrected_by_itself_is_an_euler_step(tiny, comfy, drift, statistics, family, rule):
-    """Under Euler itself both ways must agree to the first order that one of them has."""
-    from gimbal.host import correction as corrections
-    from gimbal.host.sampling.stages import Window
-
+    """Under Euler itself both ways are one, gains and all: on flow the marginal rule's."""
     model = tiny.model(family)
     stats = statistics(model, spread=0.05)
+    stock = comfy.k_diffusion.sampling.sample_euler
 
-    def per_call(wrapped, x, sigmas, extra_args, callback, disable):
-        options = {name: value for name, value in OPTIONS.items() if "percent" not in name}
-        correction = corrections.Correction("test", stats, window=Window(), **{**options, "rule": rule})
-        guider = wrapped.inner_model
-        path = correction.check_model(guider.model_patcher, x, packed=False)
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        one = corrections._PerCall(wrapped, correction, path, sigmas, sampling)
-        return comfy.k_diffusion.sampling.sample_euler(one, x, sigmas, extra_args, callback, disable)
+    def opaque(wrapped, x, sigmas, extra_args, callback, disable):
+        assert wrapped.inner_model.inner_model is not None  # what no stand-in has: Euler can no longer be read
+        return stock(wrapped, x, sigmas, extra_args, callback, disable)
 
-    exact = tiny.sample(drift(model, stats, rule=rule), family, steps=6)
-    single = tiny.sample(with_sampler(model, per_call), family, steps=6)
-    plain = tiny.sample(model, family, steps=6)
-    assert (single - exact).norm() < 0.6 * (plain - exact).norm()
-    if rule == "paper" or family == "sd15":
-        assert (single - exact).norm() < 1e-3 * (plain - exact).norm()
+    def sample(patched):
+        return tiny.sample(patched, family, steps=6)
+
+    exact, plain = sample(drift(model, stats, rule=rule)), sample(model)
+    single = sample(drift(with_sampler(model, opaque), stats, rule=rule, unsupported="correct each call"))
+    assert (single - exact).norm() < 1e-3 * (plain - exact).norm()
+    assert (plain - exact).norm() > 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize(("sigma", "sigma_next"), [(0.9, 0.7), (0.5, 0.1), (0.2, 0.0)])
+def test_the_gain_of_a_single_call_is_the_marginal_rules(comfy, sigma, sigma_next):
+    """By hand: w = 1/(1 - s') s' - s/(1 - s), c = w^2 (1 - s)^2 V / |sb^2 - sb'^2|; and as a plan of Euler has it."""
+    from gimbal.core.plan import make_plan
+    from gimbal.host.per_call import PerCall
+
+    sigmas = torch.tensor([sigma, sigma_next]).double()
+    found = PerCall(None, sigmas, "flow", "auto", lambda _: torch.tensor([0.2]), 1.0).gain(sigma, sigma_next)
+    bar, bar_next = sigma / (1 - sigma), sigma_next / (1 - sigma_next)
+    assert found.item() == pytest.approx((bar - bar_next) * (1 - sigma) ** 2 * 0.2 / (bar + bar_next), rel=1e-6)
+    plan = make_plan("euler", sigmas, path="flow", rule="marginal", variance=lambda _: torch.tensor([0.2]))
+    assert found.item() == pytest.approx(plan.gains.item(), rel=1e-6)
 
 
 def test_statistics_of_another_model_are_refused(tiny, drift, statistics):
@@ -257,6 +273,43 @@ def test_inpainting_keeps_the_kept_region(tiny, rounding_of, drift, statistics, 
     assert_equal_but_for_rounding(result[..., :8], plain[..., :8], own)
     assert_equal_but_for_rounding(result[..., :8], latent[..., :8], own)
     assert not torch.allclose(result[..., 8:], plain[..., 8:], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd3"])
+@pytest.mark.parametrize("sampler", ["uni_pc", "dpmpp_2m_sde", "lcm"])
+def test_single_calls_keep_the_kept_region(tiny, drift, statistics, family, sampler):
+    model = tiny.model(family)
+    latent = torch.randn(tiny.latent(family).shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 8:] = 1.0
+    options = {"latent": latent, "noise_mask": mask, "denoise": 0.7, "sampler": sampler, "steps": 5}
+    plain = tiny.sample(model, family, **options)
+    result = tiny.sample(drift(model, statistics(model), unsupported="correct each call"), family, **options)
+    torch.testing.assert_close(result[..., :8], plain[..., :8], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(result[..., 8:], plain[..., 8:], atol=1e-3)
+
+
+def test_single_calls_keep_to_a_mask_that_changes_with_sigma(tiny, drift, statistics):
+    """Differential diffusion: places of a gray mask are kept until their time comes."""
+    model = tiny.model("sd15")
+    latent = torch.randn(tiny.latent("sd15").shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.full((1, 1, 16, 16), 0.5)
+    mask[..., :8] = 0.0
+
+    def early(sigma, denoise_mask, extra_options):
+        assert len(extra_options["sigmas"]) == 6 and hasattr(extra_options["model"], "inner_model")
+        return (
+            (denoise_mask > 0.4).to(denoise_mask)
+            if float(sigma.flatten()[0]) > 1.0
+            else torch.zeros_like(denoise_mask)
+        )
+
+    model = model.clone()
+    model.set_model_denoise_mask_function(early)
+    options = {"latent": latent, "noise_mask": mask, "sampler": "dpmpp_2m_sde", "steps": 5}
+    result = tiny.sample(drift(model, statistics(model), unsupported="correct each call"), "sd15", **options)
+    # the last call is kept everywhere, and the sampler ends at what it was given
+    torch.testing.assert_close(result, tiny.sample(model, "sd15", **options), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.numerics
@@ -335,6 +388,49 @@ def test_bias_takes_off_what_the_statistics_expect(tiny, rounding_of, drift, sta
     noisy = drift(model, statistics(model), bias="stochastic")
     first, again, other = (tiny.sample(noisy, "sd15", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_bias_takes_the_place_of_the_gain(tiny, drift, statistics, caplog):
+    """By itself under drift, of each channel whatever `channels` is, and its variance once under stochastic."""
+    caplog.set_level(logging.INFO)
+    model = tiny.model("sd15")
+    stats = statistics(model)
+    for bias in ("deterministic", "stochastic"):
+        results = [
+            tiny.sample(drift(model, stats, bias=bias, channels=channels, variance=variance), "sd15", seed=3)
+            for channels, variance in (
+                ("channel", "conditional"),
+                ("scalar", "conditional"),
+                ("scalar", "unconditional"),
+            )
+        ]
+        assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+        assert f"steps; bias correction {bias}" in caplog.messages[-1] and ", c " not in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("bias", ["deterministic", "stochastic"])
+def test_bias_works_beside_moments(tiny, drift, statistics, bias):
+    from dataclasses import replace
+
+    model = tiny.model("sd15")
+    levels = torch.tensor([5.0, 1.0, 0.0]).double()
+    parts = {
+        name: torch.full((3, 4), value)
+        for name, value in (
+            ("state_scale", 1.1),
+            ("state_shift", 0.0),
+            ("state_scale_drift", 5.0),
+            ("state_shift_drift", 0.0),
+        )
+    }
+    stats = replace(statistics(model), state_sigma=levels, **parts)
+    alone = tiny.sample(drift(model, stats, bias=bias), "sd15", seed=3)
+    moments, both = (
+        tiny.sample(drift(model, stats, correction=correction, bias=bias), "sd15", seed=3)
+        for correction in ("moments", "both")
+    )
+    assert moments.isfinite().all() and not torch.allclose(moments, alone)
+    assert torch.equal(moments, both)  # the maps that were found without the gain
 
 
 def test_bias_that_cannot_be_corrected_is_said(tiny, drift, statistics, caplog):
