@@ -257,3 +257,28 @@ def test_split_pair_over_http(server):
     assert torch.equal(split.m2, whole.m2) and split.provenance == whole.provenance
     assert torch.equal(split.state_scale, whole.state_scale) and torch.equal(split.state_shift, whole.state_shift)
     assert split.trial == whole.trial and whole.trial.runs == 1
+
+
+def test_where_nothing_is_there_yet_the_lists_say_what_to_do(comfy, tmp_path, monkeypatch):
+    import folder_paths
+
+    from gimbal.nodes.qdrift_files import GimbalQDriftLoad
+    from gimbal.nodes.qdrift_trajectory import GimbalQDriftCalibrateFrom
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "qdrift", ([str(tmp_path)], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("qdrift", None)
+    for node, name, words in (
+        (GimbalQDriftLoad, "file", "holds no statistics yet; run Q-Drift Calibrate"),
+        (GimbalQDriftCalibrateFrom, "trajectory", "holds nothing yet; run Q-Drift Record Trajectory"),
+    ):
+        (chosen,) = (one for one in node.define_schema().inputs if one.id == name)
+        assert len(chosen.options) == 1 and "press R" in chosen.options[0]
+        for value in (chosen.options[0], "of_a_saved_workflow.safetensors"):
+            told = node.validate_inputs(**{name: value})
+            assert told.startswith(f"{node.NAME}: models/qdrift") and words in told and "press R" in told
+        assert node.validate_inputs(**{name: None}) is True  # from another node
+    (tmp_path / "there.safetensors").write_bytes(b"")
+    folder_paths.filename_list_cache.pop("qdrift", None)
+    assert GimbalQDriftLoad.validate_inputs("there.safetensors") is True
+    assert "holds no 'gone'" in GimbalQDriftLoad.validate_inputs("gone")
+    folder_paths.filename_list_cache.pop("qdrift", None)

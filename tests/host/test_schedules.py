@@ -93,7 +93,7 @@ def steps_seen(model, samples):
 
 @each_schedule
 @pytest.mark.parametrize(
-    ("family", "sampler"), [("sd15", "heun"), ("sd15", "dpmpp_2s_ancestral"), ("sd15", "uni_pc"), ("sd3", "euler")]
+    ("family", "sampler"), [("sd15", "heun"), ("sd15", "dpmpp_2s_ancestral"), ("sd15", "dpmpp_2m"), ("sd3", "euler")]
 )
 def test_every_node_brings_the_picture_home(tiny, sampled, sigmas, family, sampler, schedule):
     levels, model = sigmas(family, schedule), tiny.model(family)
