@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import report
 from .statistics import QDriftStatistics
+from .text import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,30 +42,34 @@ def _describe(options: argparse.Namespace) -> int:
         except (ValueError, OSError) as error:
             status = _failed(error)
             continue
-        _write(("\n" if number else "") + f"{path}\n{text}")
+        _write(("\n" if number else "") + f"{shown(path, None)}\n{text}")
     return status
 
 
 def _merge(options: argparse.Namespace) -> int:
     output = options.output
     try:
-        if output.exists() and not options.force:
-            raise ValueError(f"{output} exists; choose another name, or pass --force to replace it.")
+        if os.path.lexists(output) and not options.force:
+            raise ValueError(f"{shown(output, None)} exists; choose another name, or pass --force to replace it.")
+        if os.path.lexists(output) and not output.is_file():
+            raise ValueError(f"{shown(output, None)} is no regular file and is not replaced; choose another name.")
         if len(options.files) < 2:
-            raise ValueError(f"{options.files[0]} is the only file; name two or more to merge.")
+            raise ValueError(f"{shown(options.files[0], None)} is the only file; name two or more to merge.")
         parts = [QDriftStatistics.load(path) for path in options.files]
         merged = QDriftStatistics.merge(parts)
-        merged.save(output)
+        merged.save(output, replace=options.force)
+    except FileExistsError:
+        return _failed(ValueError(f"{shown(output, None)} has been written meanwhile; choose another name."))
     except (ValueError, OSError) as error:
         return _failed(error)
     dropped = any(part.state_sigma is not None for part in parts)
     note = " Maps for moment matching cannot be merged and were left out." if dropped else ""
-    _write(f"{output}: {merged.provenance.runs} runs from {len(parts)} files.{note}\n")
+    _write(f"{shown(output, None)}: {merged.provenance.runs} runs from {len(parts)} files.{note}\n")
     return 0
 
 
 def _failed(error: Exception) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.stderr.write(f"error: {shown(' '.join(str(error).split()), None)}\n")
     return 1
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from . import storage
+from . import parts
 from .moments import JointMoments, StateMoments
-from .residual import Residual
+from .residual import BINS, Residual
 from .statistics import SIGMA_TOLERANCE
+from .validate import MOST_COUNT, MOST_VALUE, derived_variance, range_fault, value_fault
 
-FORMAT = "gimbal.qdrift.run/2"
+FORMAT = "gimbal.qdrift.run/3"
+STATE = ("state_count", "state_mean", "state_m2")
 
 
 @dataclass
@@ -90,33 +91,59 @@ class RunMoments:
             tensors["state_count"] = torch.tensor([moments.count for moments in self.states], dtype=torch.int64)
             tensors["state_mean"] = torch.stack([moments.mean for moments in self.states])
             tensors["state_m2"] = torch.stack([moments.m2 for moments in self.states])
-        storage.write(path, tensors, {"format": FORMAT})
+        parts.save(path, tensors, FORMAT)
 
     @classmethod
     def load(cls, path: Path, channels: int, trim: float | None = None) -> RunMoments:
         """Bit for bit what was saved. ValueError if it cannot be used; FileNotFoundError if there is none."""
-        if not path.is_file():
+        wanted = {
+            "sigma": ("F64", ("S",)),
+            "count": ("I64", ("S",)),
+            "mean": ("F64", ("S", 2, channels)),
+            "m2": ("F64", ("S", 3, channels)),
+            "fourth": ("F64", ("S", channels)),
+            "residual_count": ("I64", ("S", channels)),
+            "histogram": ("I64", ("S", BINS)),
+            "state_count": ("I64", ("T",)),
+            "state_mean": ("F64", ("T", channels)),
+            "state_m2": ("F64", ("T", channels)),
+        }
+        tensors = parts.load(path, wanted, _fault, FORMAT, optional=STATE)
+        if tensors is None:
             raise FileNotFoundError(path)
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise ValueError(f"{path}: not a run of this version.")
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            count, mean, m2 = (tensors[name] for name in ("count", "mean", "m2"))
-            moments = [JointMoments.from_parts(int(n), *rest) for n, *rest in zip(count, mean, m2, strict=True)]
-            residuals = [
-                Residual(*parts)
-                for parts in zip(tensors["residual_count"], tensors["fourth"], tensors["histogram"], strict=True)
-            ]
-            states = []
-            if "state_count" in tensors:
-                parts = (tensors[f"state_{name}"] for name in ("count", "mean", "m2"))
-                states = [StateMoments.from_parts(int(n), *rest) for n, *rest in zip(*parts, strict=True)]
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise ValueError(f"{path}: no whole file of a run ({error}).") from error
-        if not len(moments) == len(residuals) == len(tensors["sigma"]) or mean.shape[-1] != channels:
-            raise ValueError(f"{path}: its tensors do not fit together.")
+        moments = _each(JointMoments.from_parts, tensors, "count", "mean", "m2")
+        residuals = _each(Residual, tensors, "residual_count", "fourth", "histogram")
+        states = _each(StateMoments.from_parts, tensors, *STATE) if STATE[0] in tensors else []
         return cls(channels, trim, tensors["sigma"].tolist(), moments, residuals, states)
+
+
+def _each(make: Callable, tensors: dict[str, Tensor], *names: str) -> list:
+    return [make(*row) for row in zip(*(tensors[name] for name in names), strict=True)]
+
+
+def _fault(tensors: dict[str, Tensor]) -> str | None:
+    """What is wrong with a run's values, or None."""
+    if not len(tensors["sigma"]):
+        return "it holds no noise level"
+    if (tensors["count"] < 1).any():
+        return "tensor count is not positive"
+    fault = value_fault(
+        {
+            **{name: tensors[name] for name in ("sigma", "count", "mean", "m2")},
+            "variance": derived_variance(tensors["count"], tensors["m2"]),
+        }
+    )
+    for name in ("fourth", "residual_count", "histogram"):
+        fault = fault or range_fault(name, tensors[name], 0.0, MOST_VALUE**2)
+    if fault or not any(name in tensors for name in STATE):
+        return fault
+    if not all(name in tensors for name in STATE):
+        return "the states' moments are not complete"
+    counts = tensors["state_count"]
+    if (counts < 1).any() or (counts > MOST_COUNT).any():
+        return f"tensor state_count is not between 1 and {MOST_COUNT}"
+    fault = range_fault("state_mean", tensors["state_mean"], -MOST_VALUE, MOST_VALUE)
+    return fault or range_fault("state_m2", tensors["state_m2"] / counts[:, None], 0.0, MOST_VALUE**2)
 
 
 def same_level(a: float, b: float) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .text import is_number, is_whole
+
 PATHS = ("ve", "flow")
 # Between the values that merged files disagree about.
 JOINT = " + "
+MOST_CFG, MOST_WHOLE, MOST_SEED = 1e6, 10**6, 2**64
 # Two sets of statistics that differ in one of these are not about the same thing.
 SHARED = (
     "path",
@@ -75,12 +77,12 @@ class Provenance:
         if self.path not in PATHS:
             refuse("path", " or ".join(PATHS))
         for name in ("latent_channels", "steps", "runs"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                refuse(name, "a whole number of at least 1")
-        if not isinstance(self.cfg, int | float) or not math.isfinite(self.cfg):
-            refuse("cfg", "a finite number")
-        if not isinstance(self.seeds, tuple) or not all(type(seed) is int for seed in self.seeds):
-            refuse("seeds", "a tuple of whole numbers")
+            if not is_whole(getattr(self, name), 1, MOST_WHOLE):
+                refuse(name, f"a whole number of at least 1 and at most {MOST_WHOLE}")
+        if not is_number(self.cfg, -MOST_CFG, MOST_CFG):
+            refuse("cfg", f"a finite number of at most {MOST_CFG:g} either way")
+        if not isinstance(self.seeds, tuple) or not all(is_whole(s, -MOST_SEED, MOST_SEED) for s in self.seeds):
+            refuse("seeds", "a tuple of whole numbers of at most 64 bits")
         if len(self.seeds) != self.runs:
             refuse("seeds", f"one whole number for each of the {self.runs} runs")
         if not self.sources:

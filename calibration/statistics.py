@@ -16,6 +16,7 @@ from . import files
 from .moments import JointMoments
 from .provenance import Provenance
 from .state_map import StateMap
+from .text import shown
 from .trial import Trial
 from .validate import DTYPES, derived_variance, layout_fault, value_fault
 
@@ -170,17 +171,23 @@ class QDriftStatistics:
 
         return _interpolated(where, self.sigma, sigma, row).float()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file (DESIGN.md, Q-Drift statistics file): whole or not at all, replacing what was there.
+    def save(self, path: str | os.PathLike[str], replace: bool = True) -> None:
+        """Write the file (DESIGN.md, Q-Drift statistics file): whole or not at all.
 
+        Args:
+            replace: whether a file of that name is replaced. If not, of two processes that write at once one gets the
+                name and the other one FileExistsError.
         Raises:
+            ValueError: path is no path.
+            FileExistsError: the name is taken and replace is False.
             OSError: the folder is missing, full or closed to us.
         """
+        path = _path("save", path)
         tensors = {**self._given(), "variance": derived_variance(self.count, self.m2)}
         metadata = self.provenance.to_metadata()
         if self.trial is not None:
             metadata[TRIAL] = self.trial.to_text()
-        files.write(Path(path), tensors, metadata)
+        files.write(path, tensors, metadata, replace)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> QDriftStatistics:
@@ -190,16 +197,16 @@ class QDriftStatistics:
             ValueError: the file cannot be used; names the file, what is wrong and the remedy.
             FileNotFoundError, PermissionError: as the system reports them.
         """
-        path = Path(path)
+        path = _path("load", path)
         try:
             tensors, metadata = files.read(path)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{shown(path, None)}: {error}") from error
         try:
             provenance = Provenance.from_metadata(metadata)
             trial = Trial.from_text(metadata[TRIAL]) if TRIAL in metadata else None
         except ValueError as error:
-            raise ValueError(f"{path}: {str(error).rstrip('.')}{files.REMEDY}") from error
+            raise ValueError(f"{shown(path, None)}: {str(error).rstrip('.')}{files.REMEDY}") from error
         del tensors["variance"]  # it follows from the others, and did so
         return cls(**tensors, provenance=provenance, trial=trial)
 
@@ -257,6 +264,12 @@ def levels(sigma: Tensor) -> str:
 
 def _on_cpu(values: Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device="cpu")
+
+
+def _path(where: str, path: object) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise ValueError(f"QDriftStatistics.{where}: path is {path!r:.80}; pass the name of a file.")
+    return Path(path)
 
 
 def _stacked(moments: Sequence[JointMoments]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,99 +1,179 @@
-"""Safetensors files of ours: the one way to write a file whole, the one way to open one, and parts kept for a resume."""
+"""Safetensors files of ours: written whole or not at all, and read only where nothing in them is damaged.
+
+A checksum over the whole file stands in its metadata. It is written as zeros, the digest is taken, and then put in their
+place; to verify, the digest is taken with zeros there again.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import hashlib
 import os
+import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from .text import shown, strict_json
 
-MOST_HEADER = 2**24  # bytes of a safetensors header
-PART = "gimbal.qdrift.part/1"  # format of a part
+MOST_HEADER = 2**20  # bytes
+CHECKSUM = "checksum"
+_BLANK = b"0" * 64
+_PLACE = re.compile(rb'"checksum"\s*:\s*"([0-9a-f]{64})"')
+_CHUNK = 2**20
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A draft in the same folder to write to; it takes the place of `path` once the block has ended without an error.
+def size_fault(header: int, total: int, most: int | None = None) -> str | None:
+    """Why a safetensors file of this many header and total bytes is not worth opening, or None."""
+    if not 2 <= header <= total - 8:
+        return f"this is no safetensors file, or one cut short: {total} bytes, with a header of {header}"
+    if header > MOST_HEADER:
+        return f"its header has {header} bytes, more than the {MOST_HEADER} allowed"
+    if most is not None and total > most:
+        return f"it has {total} bytes, more than the {most} allowed"
+    return None
 
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    most: int | None = None,
+    replace: bool = True,
+) -> None:
+    """Write a whole file or none: under another name in the same folder, then under its own.
+
+    Args:
+        most: bytes that the file may have.
+        replace: whether a file of that name is replaced. If not, and two processes write at once, one of them gets the
+            name and the other one FileExistsError.
     Raises:
-        OSError: as the system reports it; what was at `path` is untouched, and no draft is left.
+        ValueError: the file would be too large to be read again.
+        FileExistsError: the name is taken and replace is False.
+        OSError: the folder is missing, full or closed to us; what was there is untouched.
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        yield draft
+        save_file(whole, draft, {**metadata, CHECKSUM: _BLANK.decode()})
         with draft.open("rb+") as file:
+            fault = size_fault(int.from_bytes(file.read(8), "little"), draft.stat().st_size, most)
+            if fault:
+                raise ValueError(f"{shown(path)}: {fault}; keep fewer sigmas or runs, or shorter texts.")
+            place, found = _digest(file)
+            file.seek(place)
+            file.write(found)
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        if replace:
+            os.replace(draft, path)
+        else:
+            claim(draft, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{shown(path)} cannot be written: {shown(error)}") from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def tidy(folder: Path) -> None:
-    """Remove the drafts that a process that was killed while it wrote has left."""
-    for draft in folder.glob(".*.tmp"):
-        draft.unlink(missing_ok=True)
+def claim(draft: Path, path: Path) -> None:
+    """Give a file its name if nothing has it, as one step. FileExistsError if something has; the draft may stay."""
+    if os.name == "nt":
+        os.rename(draft, path)  # refuses a name that is taken, unlike elsewhere
+        return
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name first, empty for a moment
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(draft, path)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file of any size, whole or not at all; its folder is made. OSError as the system reports it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, draft, metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{path} cannot be written: {error}") from error
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A file whose header was read, and of which nothing is known to be damaged."""
+
+    metadata: dict[str, str]
+    layout: dict[str, tuple[str, tuple[int, ...]]]  # dtype, such as "F32", and shape of each tensor
+    _path: Path
+    _file: object
+
+    def tensor(self, name: str) -> Tensor:
+        """A copy: what safetensors returns is mapped to the file, which may change or be removed."""
+        return self._file.get_tensor(name).clone()
+
+    def rows(self, name: str) -> Iterator[Tensor]:
+        """One after the other along the first dimension, so that one of them is in memory."""
+        part = self._file.get_slice(name)
+        for i in range(self.layout[name][1][0]):
+            yield part[i : i + 1][0].clone()
+
+    def verify(self, required: bool) -> None:
+        """ValueError if the file is not as it was written, or has no checksum and that is required."""
+        if CHECKSUM not in self.metadata:
+            if required:
+                raise ValueError("it has no checksum")
+            return
+        with self._path.open("rb") as file:
+            if _digest(file)[1] != self.metadata[CHECKSUM].encode():
+                raise ValueError("it is damaged: its checksum is not that of its contents")
 
 
 @contextlib.contextmanager
-def opened(path: Path, format: str, needed: Collection[str], what: str) -> Iterator[safe_open]:
-    """A safetensors file of this format that has the needed tensors.
+def opened(path: Path, most: int | None = None) -> Iterator[Opened]:
+    """A safetensors file of at most so many bytes, header checked, contents not yet read.
 
     Raises:
-        ValueError: there is none, named; `what` it was to be, and has to be recorded again.
+        ValueError: what is wrong, without path and remedy.
+        FileNotFoundError, PermissionError: as the system reports them.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; record the {what} again.")
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > MOST_HEADER:
-        raise ValueError(f"{path}: no safetensors file (a header of {header} bytes); record it again.")
+    metadata = _header(path, most)
     try:
-        mapped = safe_open(str(path), framework="pt")
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            layout = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            yield Opened(metadata, layout, path, file)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: no whole safetensors file ({error}); record it again.") from error
-    with mapped as whole:
-        found = (whole.metadata() or {}).get("format")
-        if found != format or not set(needed) <= set(whole.keys()):
-            raise ValueError(f"{path}: not a {what} of this version ({found!r:.80}); record it again.")
-        yield whole
+        raise ValueError(f"this is no whole safetensors file ({shown(error)})") from error
 
 
-def save_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The result of a part of a calibration, so that an interrupted one can go on. OSError as the system reports it."""
-    write(path, tensors, {"format": PART})
-
-
-def load_part(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
-    """Bit for bit what was saved; None, and a line in the log, if there is nothing that can be used."""
+def _header(path: Path, most: int | None) -> dict[str, str]:
+    """The metadata. safetensors reads the header as well, but takes the last of names that stand twice."""
+    total = path.stat().st_size
     if not path.is_file():
-        return None
+        raise ValueError("this is a folder or a device, not a file")
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        fault = size_fault(size, total, most)
+        if fault:
+            raise ValueError(fault)
+        data = file.read(size)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            if (file.metadata() or {}).get("format") != PART:
-                raise ValueError("not a part of this version")
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != dict(shapes):
-            raise ValueError("its tensors do not fit")
-    except (safetensors.SafetensorError, ValueError) as error:
-        logger.warning("%s: %s; doing that part again.", path, error)
-        return None
-    return tensors
+        fields = strict_json(data.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"this is no whole safetensors file: its header cannot be read ({shown(error)})") from None
+    metadata = fields.get("__metadata__", {}) if isinstance(fields, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("this is no whole safetensors file: its header is no table of tensors and texts")
+    return metadata
+
+
+def _digest(file: BinaryIO) -> tuple[int, bytes]:
+    """Where in the file the checksum stands, and what it has to be."""
+    file.seek(0)
+    length = file.read(8)
+    header = file.read(int.from_bytes(length, "little"))
+    found = _PLACE.search(header)
+    if found is None:
+        return 0, b""
+    state = hashlib.blake2b(length, digest_size=32)
+    state.update(header[: found.start(1)] + _BLANK + header[found.end(1) :])
+    while chunk := file.read(_CHUNK):
+        state.update(chunk)
+    return len(length) + found.start(1), state.hexdigest().encode()

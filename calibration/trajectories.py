@@ -1,24 +1,26 @@
-"""Recorded trajectories: what a full-precision run called its model with, and what came back. In memory or on disk."""
+"""Recorded trajectories: what a full-precision run called its model with, and what came back. On disk."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from . import storage
+from .text import shown
+from .validate import MOST_VALUE, range_fault
 
+logger = logging.getLogger(__name__)
 FORMAT = "gimbal.qdrift.trajectory/2"
-HEADER = "trajectory.safetensors"
+REMEDY = "; record it again"
 CALL = ("x", "sigma", "denoised")
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,96 +40,115 @@ class Trajectory:
     final: Tensor  # (B, C, *spatial), the state that its last step ended in
 
 
-class Store(Protocol):
-    """Where trajectories wait."""
-
-    def put(self, run: str, trajectory: Trajectory) -> None: ...
-    def holds(self, run: str) -> bool: ...
-    def calls(self, run: str) -> Iterator[Call]: ...
-    def final(self, run: str) -> Tensor: ...
-    def length(self, run: str) -> int: ...
-    def clear(self) -> None: ...
-
-
-class InMemory:
-    def __init__(self) -> None:
-        self._runs: dict[str, Trajectory] = {}
-
-    def put(self, run: str, trajectory: Trajectory) -> None:
-        self._runs[run] = trajectory
-
-    def holds(self, run: str) -> bool:
-        return run in self._runs
-
-    def calls(self, run: str) -> Iterator[Call]:
-        return iter(self._runs[run].calls)
-
-    def final(self, run: str) -> Tensor:
-        return self._runs[run].final
-
-    def length(self, run: str) -> int:
-        return len(self._runs[run].calls)
-
-    def clear(self) -> None:
-        self._runs.clear()
-
-
 class InFolder:
-    """A safetensors file a run. What is there already, from before a Cancel or a crash, is there whole."""
+    """A safetensors file a run. What is there already, from before a Cancel or a crash, is there whole.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        folder: where the files are.
+        ending: of their names; another one than .safetensors keeps them out of ComfyUI's lists.
+    """
+
+    def __init__(self, folder: Path, ending: str = ".safetensors"):
+        self.folder, self.ending = folder, ending
+        self._sound: set[str] = set()  # runs whose checksums were found to be right
 
     def put(self, run: str, trajectory: Trajectory) -> None:
+        """OSError as the system reports it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: torch.stack([getattr(call, name) for call in trajectory.calls]) for name in CALL}
         storage.write(self._path(run), {**tensors, "final": trajectory.final}, {"format": FORMAT})
 
     def holds(self, run: str) -> bool:
-        return self._path(run).is_file()
+        """Whether it is there and can be used; a damaged file counts as none, and is named in the log."""
+        if not self._path(run).exists():
+            return False
+        try:
+            with self._opened(run):
+                return True
+        except ValueError as error:
+            logger.warning("%s", error)
+            return False
 
     def tidy(self) -> None:
         """Remove what a process that was killed while it wrote has left."""
-        storage.tidy(self.folder)
+        for draft in self.folder.glob(".*.tmp"):
+            draft.unlink(missing_ok=True)
 
     def calls(self, run: str) -> Iterator[Call]:
         """One after the other, so that one call's tensors are in memory. ValueError if the file cannot be used."""
-        with _opened(self._path(run)) as file:
-            parts = {name: file.get_slice(name) for name in CALL}
-            for i in range(parts["x"].get_shape()[0]):
-                # By a range: safetensors before 0.4.4 takes no number.
-                yield Call(**{name: part[i : i + 1][0].clone() for name, part in parts.items()})
+        with self._opened(run) as file:
+            for parts in zip(*(file.rows(name) for name in CALL), strict=True):
+                for name, part in zip(CALL, parts, strict=True):
+                    self._check(run, name, part)
+                yield Call(*parts)
 
     def final(self, run: str) -> Tensor:
         """ValueError if the file cannot be used."""
-        with _opened(self._path(run)) as file:
-            return cast(Tensor, file.get_tensor("final")).clone()
+        with self._opened(run) as file:
+            found = file.tensor("final")
+            self._check(run, "final", found)
+            return found
 
     def length(self, run: str) -> int:
-        with _opened(self._path(run)) as file:
-            return int(file.get_slice("x").get_shape()[0])
+        """Calls. ValueError if the file cannot be used."""
+        with self._opened(run) as file:
+            return file.layout["x"][1][0]
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, run: str) -> Path:
-        return self.folder / f"{run}.safetensors"
+        return self.folder / f"{run}{self.ending}"
+
+    @contextlib.contextmanager
+    def _opened(self, run: str) -> Iterator[storage.Opened]:
+        with opened(self._path(run)) as file:
+            fault = _run_fault(file.layout)
+            if fault:
+                raise ValueError(f"{shown(self._path(run), None)}: {fault}{REMEDY}.")
+            if run not in self._sound:
+                verify(self._path(run), file)
+                self._sound.add(run)
+            yield file
+
+    def _check(self, run: str, name: str, values: Tensor) -> None:
+        fault = range_fault(name, values, 0.0 if name == "sigma" else -MOST_VALUE, MOST_VALUE)
+        if fault:
+            raise ValueError(f"{shown(self._path(run), None)}: {fault}{REMEDY}.")
 
 
-def _opened(path: Path) -> AbstractContextManager[safe_open]:
-    """A file of a trajectory's folder. ValueError if it cannot be used."""
-    return storage.opened(path, FORMAT, () if path.name == HEADER else (*CALL, "final"), "trajectory")
+def _run_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | None:
+    """What is wrong with a run's dtypes and shapes, or None."""
+    for name in (*CALL, "final"):
+        if name not in layout:
+            return f"tensor {name} is missing"
+        if layout[name][0] not in FLOATS:
+            return f"tensor {name} has dtype {layout[name][0]}, not one of {', '.join(FLOATS)}"
+    x, sigma, denoised, final = (layout[name][1] for name in (*CALL, "final"))
+    if len(x) < 3 or 0 in x:
+        return f"tensor x has shape {x} instead of (calls, batch, channels, ...)"
+    if denoised != x or sigma != x[:2] or final != x[1:]:
+        return f"tensors of x {x}, sigma {sigma}, denoised {denoised} and final {final} do not fit together"
+    return None
 
 
-def write_header(folder: Path, settings: Mapping[str, object], tensors: dict[str, Tensor]) -> None:
-    """What all runs of a recorded trajectory have in common. OSError as the system reports it."""
-    storage.write(folder / HEADER, tensors, {"format": FORMAT, "settings": json.dumps(settings)})
-
-
-def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors as written. ValueError if the folder holds no such thing."""
-    with _opened(folder / HEADER) as file:
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[storage.Opened]:
+    """A file of this version, or a ValueError that names it."""
+    if not path.exists():
+        raise ValueError(f"{shown(path, None)} is missing; record the trajectory again.")
+    with contextlib.ExitStack() as stack:
         try:
-            settings = json.loads(file.metadata().get("settings", ""))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{folder}: its settings cannot be read ({error}); record it again.") from error
-        return settings, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            file = stack.enter_context(storage.opened(path))
+            if file.metadata.get("format") != FORMAT:
+                raise ValueError(f"not a trajectory of this version ({file.metadata.get('format')!r:.80})")
+        except ValueError as error:
+            raise ValueError(f"{shown(path, None)}: {error}{REMEDY}.") from error
+        yield file
+
+
+def verify(path: Path, file: storage.Opened) -> None:
+    try:
+        file.verify(required=False)  # earlier versions wrote none
+    except ValueError as error:
+        raise ValueError(f"{shown(path, None)}: {error}{REMEDY}.") from error

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .text import is_number, shown, strict_json
+
 # To be advised a correction must lower the samples' own error in every run, by this share on the whole;
 CLEAR = 0.03
 # or the distance of their statistics, where that is not small already, and leave the error as it is.
 CLEAR_DISTANCE, WORTH_IT, UNCHANGED = 0.2, 0.01, 0.02
 PLAIN = "plain"
+CORRECTIONS = ("drift", "moments", "both")
+# What a trial may hold: strengths, measures (a share of full precision's variance), ways of sampling, runs.
+MOST_STRENGTH, MOST_MEASURE, MOST_CANDIDATES, MOST_RUNS = 10.0, 1e15, 100, 10_000
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,32 @@ class Trial:
     distance: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
+        self._check_candidates()
         rows = (*self.error, *self.distance)
         whole = len(self.candidates) == len(self.error) == len(self.distance) > 0
         if not whole or self.candidates[0] != (PLAIN, 0.0) or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise ValueError("Trial: candidates, error and distance do not fit together; calibrate again.")
-        if not all(math.isfinite(value) and value >= 0.0 for row in rows for value in row):
-            raise ValueError("Trial: an error or distance is negative or not finite; calibrate again.")
+        if len(rows[0]) > MOST_RUNS:
+            raise ValueError(f"Trial: it has {len(rows[0])} runs, more than {MOST_RUNS}; calibrate again.")
+        if not all(is_number(value, 0.0, MOST_MEASURE) for row in rows for value in row):
+            raise ValueError(
+                f"Trial: an error or distance is negative, not finite or beyond {MOST_MEASURE:g}; calibrate again."
+            )
+
+    def _check_candidates(self) -> None:
+        if len(self.candidates) > MOST_CANDIDATES:
+            raise ValueError(f"Trial: it has {len(self.candidates)} candidates, more than {MOST_CANDIDATES}.")
+        for name, strength in self.candidates[1:]:
+            if name not in CORRECTIONS:
+                known = ", ".join(CORRECTIONS)
+                raise ValueError(f"Trial: correction {shown(name, 40)!r} is none of {known}; update Gimbal, or calibrate again.")
+            if not is_number(strength, 0.0, MOST_STRENGTH) or strength == 0.0:
+                raise ValueError(
+                    f"Trial: the strength of {name} is {strength!r:.40}, not above 0 and at most {MOST_STRENGTH:g}; "
+                    "calibrate again."
+                )
+        if len(set(self.candidates)) != len(self.candidates):
+            raise ValueError("Trial: a candidate stands twice; calibrate again.")
 
     @property
     def runs(self) -> int:
@@ -87,13 +112,16 @@ class Trial:
     def from_text(cls, text: str) -> Trial:
         """The inverse. ValueError if it is no such text."""
         try:
-            found = json.loads(text)
-            candidates = tuple((str(name), float(strength)) for name, strength in found["candidates"])
-            error, distance = (
-                tuple(tuple(float(value) for value in row) for row in found[name]) for name in ("error", "distance")
-            )
+            found = strict_json(text)
+            candidates = tuple((name, strength) for name, strength in found["candidates"])
+            error, distance = (tuple(tuple(row) for row in found[name]) for name in ("error", "distance"))
+            whole = all(isinstance(name, str) and is_number(s, 0.0, MOST_STRENGTH) for name, s in candidates)
         except (KeyError, TypeError, ValueError) as fault:
-            raise ValueError(f"Trial: its text cannot be read ({fault}); calibrate again.") from fault
+            raise ValueError(f"Trial: its text cannot be read ({shown(fault)}); calibrate again.") from fault
+        if not whole:
+            raise ValueError(
+                f"Trial: a candidate is not a name and a strength from 0 to {MOST_STRENGTH:g}; calibrate again."
+            )
         return cls(candidates, error, distance)
 
 

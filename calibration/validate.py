@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -31,25 +31,16 @@ MOST = {"S": 10_000, "T": 10_000, "R": 10_000, "C": 4096}
 # Means, standard deviations and slopes up to here leave everything that is worked out of them within float32.
 MOST_VALUE = 1e15
 MOST_COUNT = 2**48  # far more than anyone samples, and sums of many files stay whole numbers
+# Of a map of the state. Maps of models that work scale by 0.5 to 2, and shift by less than the state's deviation.
+MOST_SCALE, MOST_SHIFT = 1e4, 1e8
 
 
 def layout_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]], channels: int, runs: int) -> str | None:
     """What is wrong with tensors of these dtypes and shapes, or None. Unknown names are no fault."""
     sizes = {"C": channels, "R": runs}
-    for name, (dtype, dimensions) in LAYOUT.items():
-        if name not in layout:
-            if name in REQUIRED:
-                return f"tensor {name} is missing"
-            continue
-        found, shape = layout[name]
-        if found != dtype:
-            return f"tensor {name} has dtype {found} instead of {dtype}"
-        if len(shape) != len(dimensions):
-            return f"tensor {name} has shape {shape} instead of ({', '.join(map(str, dimensions))})"
-        for size, dimension in zip(shape, dimensions, strict=True):
-            wanted = dimension if isinstance(dimension, int) else sizes.setdefault(dimension, size)
-            if size != wanted:
-                return f"tensor {name} has shape {shape}; it should have {wanted} where it has {size}"
+    fault = dimension_fault(layout, LAYOUT, REQUIRED, sizes)
+    if fault:
+        return fault
     for letter, size in sizes.items():
         if not 1 <= size <= MOST[letter]:
             what = {"S": "sigmas", "T": "state sigmas", "R": "runs", "C": "channels"}[letter]
@@ -59,6 +50,48 @@ def layout_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]], channels: in
         if missing and any(name in layout for name in part):
             return f"{', '.join(missing)} is missing beside the rest of the state map"
     return None
+
+
+def dimension_fault(
+    layout: Mapping[str, tuple[str, tuple[int, ...]]],
+    wanted: Mapping[str, tuple[str, tuple[int | str, ...]]],
+    required: Iterable[str],
+    sizes: dict[str, int],
+) -> str | None:
+    """What is wrong with dtypes and dimensions, or None; sizes of letters that it does not hold yet are added to it."""
+    for name in required:
+        if name not in layout:
+            return f"tensor {name} is missing"
+    for name, (dtype, dimensions) in wanted.items():
+        if name not in layout:
+            continue
+        found, shape = layout[name]
+        if found != dtype:
+            return f"tensor {name} has dtype {found} instead of {dtype}"
+        if len(shape) != len(dimensions):
+            return f"tensor {name} has shape {shape} instead of ({', '.join(map(str, dimensions))})"
+        for size, dimension in zip(shape, dimensions, strict=True):
+            right = dimension if isinstance(dimension, int) else sizes.setdefault(dimension, size)
+            if size != right:
+                return f"tensor {name} has shape {shape}; it should have {right} where it has {size}"
+    return None
+
+
+def range_fault(name: str, tensor: Tensor, low: float, high: float) -> str | None:
+    """What is wrong with values that are to lie from low to high, or None."""
+    if not tensor.isfinite().all():
+        return f"tensor {name} holds NaN or infinity"
+    if low == 0.0 and (tensor < 0).any():
+        return f"tensor {name} is negative"
+    if (tensor < low).any() or (tensor > high).any():
+        return f"tensor {name} holds values beyond {high:g}"
+    return None
+
+
+def map_fault(scale: Tensor, shift: Tensor, suffix: str = "") -> str | None:
+    """What is wrong with maps of the state, or None."""
+    fault = range_fault(f"state_scale{suffix}", scale, 0.0, MOST_SCALE)
+    return fault or range_fault(f"state_shift{suffix}", shift, -MOST_SHIFT, MOST_SHIFT)
 
 
 def value_fault(tensors: Mapping[str, Tensor]) -> str | None:
@@ -73,20 +106,28 @@ def value_fault(tensors: Mapping[str, Tensor]) -> str | None:
         return f"count is not between 1 and {MOST_COUNT}"
     if (tensors["mean"].abs() > MOST_VALUE).any():
         return f"tensor mean holds values beyond {MOST_VALUE:g}"
+    if sigma[0] > MOST_VALUE:
+        return f"tensor sigma holds values beyond {MOST_VALUE:g}"
     fault = _moments_fault(count, m2, tensors["variance"])
-    if fault is None and "run_variance" in tensors and (tensors["run_variance"] < 0).any():
-        fault = "tensor run_variance is negative"
+    if fault is None and "run_variance" in tensors:
+        fault = range_fault("run_variance", tensors["run_variance"], 0.0, MOST_VALUE**2)
     if fault is None and "state_sigma" in tensors:
-        levels = tensors["state_sigma"]
-        if (levels < 0).any() or (levels.diff() >= 0).any():
-            fault = "state_sigma is not strictly decreasing down to 0 or more"
-        elif levels[0] >= sigma[0]:
-            fault = "state_sigma does not begin below the first sigma, where the first step does"
-        else:
-            scales = [name for name in ("state_scale", "state_scale_drift") if name in tensors]
-            negative = [name for name in scales if (tensors[name] < 0).any()]
-            fault = f"tensor {negative[0]} is negative" if negative else None
+        fault = _state_fault(tensors, float(sigma[0]))
     return fault
+
+
+def _state_fault(tensors: Mapping[str, Tensor], start: float) -> str | None:
+    levels = tensors["state_sigma"]
+    if (levels < 0).any() or (levels.diff() >= 0).any():
+        return "state_sigma is not strictly decreasing down to 0 or more"
+    if levels[0] >= start:
+        return "state_sigma does not begin below the first sigma, where the first step does"
+    for suffix in ("", "_drift"):
+        if f"state_scale{suffix}" in tensors:
+            fault = map_fault(tensors[f"state_scale{suffix}"], tensors[f"state_shift{suffix}"], suffix)
+            if fault:
+                return fault
+    return None
 
 
 def derived_variance(count: Tensor, m2: Tensor) -> Tensor:

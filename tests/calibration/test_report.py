@@ -14,7 +14,8 @@ from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.trajectories import Call, InFolder, InMemory, Trajectory, read_header, write_header
+from gimbal.calibration.trajectories import Call, InFolder, Trajectory
+from gimbal.calibration.trajectory_header import read_header, write_header
 from gimbal.core.plan import make_plan
 
 LEVELS = [4.0, 2.0, 1.0]

@@ -1,0 +1,62 @@
+"""Results of parts of a calibration, kept so that an interrupted one can go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from . import storage
+from .text import shown
+from .validate import dimension_fault
+
+logger = logging.getLogger(__name__)
+FORMAT = "gimbal.qdrift.part/2"
+MOST_BYTES = 2**30
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], kind: str = FORMAT) -> None:
+    """Whole or not at all; the folder is made. OSError as the system reports it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write(path, tensors, {"format": kind}, MOST_BYTES)
+
+
+def load(
+    path: Path,
+    wanted: Mapping[str, tuple[str, tuple[int | str, ...]]],
+    fault: Callable[[dict[str, Tensor]], str | None],
+    kind: str = FORMAT,
+    optional: tuple[str, ...] = (),
+) -> dict[str, Tensor] | None:
+    """Bit for bit what was saved; None if there is no such file.
+
+    Args:
+        wanted: dtype and dimensions of each tensor, where a letter stands for one number throughout.
+        fault: what is wrong with the values, or None.
+        optional: of wanted, what may be absent.
+    Raises:
+        ValueError: the file cannot be used; names it, what is wrong, and that it may be deleted.
+    """
+    if not path.exists():
+        return None
+    try:
+        with storage.opened(path, MOST_BYTES) as file:
+            if file.metadata.get("format") != kind:
+                raise ValueError("it is of another version")
+            file.verify(required=True)
+            found = dimension_fault(file.layout, wanted, [name for name in wanted if name not in optional], {})
+            if found is None and set(file.layout) - set(wanted):
+                found = "it holds other tensors"
+            if found is None:
+                tensors = {name: file.tensor(name) for name in file.layout}
+                found = fault(tensors)
+            if found:
+                raise ValueError(found)
+            return tensors
+    except ValueError as error:
+        raise ValueError(
+            f"{shown(path, None)}: a part kept for resuming cannot be used: {error}. It is made again; if this comes "
+            f"back, delete the folder {shown(path.parent, None)}."
+        ) from error
