@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from torch import Tensor
@@ -46,6 +47,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise
     except ValueError as error:
         raise ValueError(f"{error}{REMEDY}") from error
+
+
+def digest(path: Path) -> str:
+    """Of the file's contents, read piece by piece; of its size alone where `read` would refuse it for that.
+
+    Raises:
+        OSError: as the system reports it.
+    """
+    size = path.stat().st_size
+    if size > MOST_BYTES or not path.is_file():
+        return f"{size} bytes"
+    state = hashlib.blake2b()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            state.update(chunk)
+    return state.hexdigest()
 
 
 class _OtherFormat(ValueError):

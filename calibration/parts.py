@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import storage
 from .text import shown
-from .validate import dimension_fault
+from .trial import MOST_MEASURE
+from .validate import dimension_fault, map_fault, range_fault
 
 logger = logging.getLogger(__name__)
 FORMAT = "gimbal.qdrift.part/2"
@@ -60,3 +61,17 @@ def load(
             f"{shown(path, None)}: a part kept for resuming cannot be used: {error}. It is made again; if this comes "
             f"back, delete the folder {shown(path.parent, None)}."
         ) from error
+
+
+def load_map(path: Path, steps: int, channels: int) -> tuple[Tensor, Tensor] | None:
+    """scale and shift of moment matching, (steps, channels) float64 each; otherwise as `load`."""
+    wanted = ("F64", (steps, channels))
+    found = load(path, {"scale": wanted, "shift": wanted}, lambda parts: map_fault(parts["scale"], parts["shift"]))
+    return None if found is None else (found["scale"], found["shift"])
+
+
+def load_measures(path: Path, candidates: int) -> list[list[float]] | None:
+    """A held-out run's error and distance, (candidates, 2); otherwise as `load`."""
+    wanted = {"measures": ("F64", (candidates, 2))}
+    found = load(path, wanted, lambda parts: range_fault("measures", parts["measures"], 0.0, MOST_MEASURE))
+    return None if found is None else found["measures"].tolist()

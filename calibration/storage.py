@@ -24,6 +24,7 @@ from .text import shown, strict_json
 
 MOST_HEADER = 2**20  # bytes
 CHECKSUM = "checksum"
+KIND = {"checksum_kind": "blake2b-256 of the whole file, with zeros in its place"}
 _BLANK = b"0" * 64
 _PLACE = re.compile(rb'"checksum"\s*:\s*"([0-9a-f]{64})"')
 _CHUNK = 2**20
@@ -37,6 +38,15 @@ def size_fault(header: int, total: int, most: int | None = None) -> str | None:
         return f"its header has {header} bytes, more than the {MOST_HEADER} allowed"
     if most is not None and total > most:
         return f"it has {total} bytes, more than the {most} allowed"
+    return None
+
+
+def name_fault(path: Path) -> str | None:
+    """Why safetensors cannot open a file of this name, or None. It takes names that are UTF-8 alone."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is no text, so that safetensors cannot open it; rename the file or its folder"
     return None
 
 
@@ -54,14 +64,17 @@ def write(
         replace: whether a file of that name is replaced. If not, and two processes write at once, one of them gets the
             name and the other one FileExistsError.
     Raises:
-        ValueError: the file would be too large to be read again.
+        ValueError: the file would be too large to be read again, or has a name under which it cannot be.
         FileExistsError: the name is taken and replace is False.
         OSError: the folder is missing, full or closed to us; what was there is untouched.
     """
+    fault = name_fault(path)
+    if fault:
+        raise ValueError(f"{shown(path, None)}: {fault}.")
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(whole, draft, {**metadata, CHECKSUM: _BLANK.decode()})
+        save_file(whole, draft, {**metadata, **KIND, CHECKSUM: _BLANK.decode()})
         with draft.open("rb+") as file:
             fault = size_fault(int.from_bytes(file.read(8), "little"), draft.stat().st_size, most)
             if fault:
@@ -117,7 +130,7 @@ class Opened:
     def verify(self, required: bool) -> None:
         """ValueError if the file is not as it was written, or has no checksum and that is required."""
         if CHECKSUM not in self.metadata:
-            if required:
+            if required or not KIND.keys().isdisjoint(self.metadata):
                 raise ValueError("it has no checksum")
             return
         with self._path.open("rb") as file:
@@ -150,7 +163,7 @@ def _header(path: Path, most: int | None) -> dict[str, str]:
         raise ValueError("this is a folder or a device, not a file")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        fault = size_fault(size, total, most)
+        fault = name_fault(path) or size_fault(size, total, most)
         if fault:
             raise ValueError(fault)
         data = file.read(size)

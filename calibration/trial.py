@@ -65,7 +65,9 @@ class Trial:
         for name, strength in self.candidates[1:]:
             if name not in CORRECTIONS:
                 known = ", ".join(CORRECTIONS)
-                raise ValueError(f"Trial: correction {shown(name, 40)!r} is none of {known}; update Gimbal, or calibrate again.")
+                raise ValueError(
+                    f"Trial: correction {shown(name, 40)!r} is none of {known}; update Gimbal, or calibrate again."
+                )
             if not is_number(strength, 0.0, MOST_STRENGTH) or strength == 0.0:
                 raise ValueError(
                     f"Trial: the strength of {name} is {strength!r:.40}, not above 0 and at most {MOST_STRENGTH:g}; "

@@ -16,6 +16,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..calibration import fingerprint
+from ..calibration.text import shown
 
 FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -100,7 +101,7 @@ def model_name(model: ModelPatcher, prompt: dict | None, node_id: str | None, na
     loader = getattr(model, "cached_patcher_init", None)  # newer ComfyUI: how to load this model again
     if not files and loader:
         files = [Path(part).name for part in _texts(loader) if part.lower().endswith(FILES)]
-    return " + ".join(dict.fromkeys(files)) or type(model.model.model_config).__name__
+    return shown(" + ".join(dict.fromkeys(files))) or type(model.model.model_config).__name__
 
 
 def _files(prompt: dict, link: Any) -> list[str]:

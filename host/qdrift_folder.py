@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import time
+import uuid
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -10,11 +14,14 @@ from pathlib import Path
 import folder_paths
 
 from ..calibration.statistics import QDriftStatistics
-from ..calibration.trajectories import HEADER
+from ..calibration.storage import name_fault
+from ..calibration.text import shown
+from ..calibration.trajectory_header import HEADER
 
 NAME = "qdrift"
 TRAJECTORIES = "trajectories"
-SUFFIX = ".safetensors"
+SUFFIX, PART = ".safetensors", ".partial"  # the second keeps what waits for a resume out of ComfyUI's lists
+KEPT_BYTES, KEPT_SECONDS = 8 * 2**30, 24 * 3600  # of other calibrations' full-precision runs
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 
 
@@ -48,7 +55,7 @@ def statistics_names() -> list[str]:
 
 def statistics_path(node: str, name: str) -> Path:
     folder()
-    path = folder_paths.get_full_path(NAME, name)
+    path = folder_paths.get_full_path(NAME, name) if isinstance(name, str) else None
     if path is None:
         if not statistics_names():
             raise ValueError(
@@ -80,8 +87,50 @@ def resume_path(key: str) -> Path:
     return folder() / ".resume" / key
 
 
-def temporary_path(key: str) -> Path:
-    return Path(folder_paths.get_temp_directory()) / "gimbal_qdrift" / key
+def recording_path(key: str) -> Path:
+    """Where full precision's runs of an unfinished calibration wait."""
+    return folder() / ".resume" / f"full_{key}"
+
+
+def tidy_recordings(key: str) -> None:
+    """Remove what cancelled calibrations have left, the oldest first, until no more than KEPT_BYTES are kept.
+
+    What `key` names stays, and so does what was written to within a day: it may be another process's.
+    """
+    found = []
+    for home in (folder() / ".resume").glob("full_*"):
+        sizes = [(file.stat().st_mtime, file.stat().st_size) for file in home.iterdir() if file.is_file()]
+        found.append((max((at for at, _ in sizes), default=0.0), sum(size for _, size in sizes), home))
+    total = sum(size for _, size, _ in found)
+    for at, size, home in sorted(found):
+        if total > KEPT_BYTES and home != recording_path(key) and time.time() - at > KEPT_SECONDS:
+            shutil.rmtree(home, ignore_errors=True)
+            total -= size
+
+
+def check_room(node: str, needed: int = 0) -> None:
+    """ValueError unless models/qdrift can be written to and its disk has so many bytes left: asked before hours of work."""
+    home = folder()
+    fault = name_fault(home)
+    if fault:
+        raise ValueError(f"{node}: {shown(home, None)} cannot be used: {fault}.")
+    try:
+        for place in (home, home / ".resume"):
+            place.mkdir(parents=True, exist_ok=True)
+            probe = place / f".{uuid.uuid4().hex}.tmp"
+            probe.write_bytes(b"gimbal")
+            probe.unlink()
+        free = shutil.disk_usage(home).free
+    except OSError as error:
+        raise ValueError(
+            f"{node}: {shown(home, None)} cannot be written to ({shown(error)}); give ComfyUI the right to write there, or "
+            "name another folder for qdrift in extra_model_paths.yaml."
+        ) from error
+    if free < needed:
+        raise ValueError(
+            f"{node}: {shown(home, None)} has {free / 2**30:.1f} GiB left, and full precision's runs need at least "
+            f"{needed / 2**30:.1f}; free some space, or take fewer runs, fewer steps or a smaller latent."
+        )
 
 
 def clean(name: str, instead: str) -> str:
@@ -93,12 +142,26 @@ def clean(name: str, instead: str) -> str:
     return f"_{words}" if words.partition(".")[0].lower() in RESERVED else words
 
 
-def free(home: Path, name: str, ending: str, ours: Callable[[Path], bool]) -> Path:
-    """home/name, numbered until nothing is there, or only what these same inputs have written."""
+def claimed(
+    home: Path, name: str, ending: str, ours: Callable[[Path], bool], make: Callable[[Path, bool], None]
+) -> Path:
+    """home/name, numbered until nothing is there, or only what these same inputs have written.
+
+    Args:
+        ours: whether what is there was written for the same inputs.
+        make: writes to a path, over what is there if the second argument is True. If it is False and another process has
+            taken the name meanwhile it raises FileExistsError, and the next number is tried.
+    """
     for number in count(1):
         path = home / f"{name}{'' if number == 1 else f'_{number}'}{ending}"
-        if not path.exists() or ours(path):
-            return path
+        there = os.path.lexists(path)
+        if there and not ours(path):
+            continue
+        try:
+            make(path, there)
+        except FileExistsError:
+            continue
+        return path
     raise AssertionError  # count has no end
 
 
@@ -110,9 +173,8 @@ def save(statistics: QDriftStatistics, filename: str) -> Path:
     """
     home = folder()
     home.mkdir(parents=True, exist_ok=True)
-    path = free(home, clean(filename, "calibration"), SUFFIX, lambda path: _same_runs(path, statistics))
-    statistics.save(path)
-    return path
+    name = clean(filename, "calibration")
+    return claimed(home, name, SUFFIX, lambda path: _same_runs(path, statistics), statistics.save)
 
 
 def _same_runs(path: Path, statistics: QDriftStatistics) -> bool:

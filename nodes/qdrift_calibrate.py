@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..host import identity
+from ..host import identity, written
 from ..host.calibrating.calibration import Aim, Calibration, Twins, full_key
 from ..host.calibrating.finish import finish
 from ..host.calibrating.recording import Progress, store_for
@@ -50,6 +52,10 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return written.losses(cls.NAME, widgets)
+
+    @classmethod
     def execute(
         cls, full_model, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out,
         prompts, negative_prompt, correction, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
@@ -80,9 +86,9 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         twins = Twins(full, full_model, quantized_model, full_key(full, keys[0], schedule), keys[1])
         aim = Aim(correction, held_out)
         total = (runs + held_out + aim.model_runs(runs)) * schedule.steps
+        store = store_for(cls.NAME, twins.full_key, full.channels, schedule, planned)
         progress = Progress(cls.NAME, unique_id(cls), total)
         calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
-        store = store_for(twins.full_key, full.channels, schedule, planned)
         results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved(store)
         finished = finish(
             calibration,
@@ -96,6 +102,10 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             quantization=identity.quantization(quantized_model),
         )
         store.clear()
+        widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
+        widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "mode": mode, "trim": trim}
+        widgets |= {"negative_prompt": negative_prompt, "correction": correction, "filename": filename}
+        written.note(cls.NAME, widgets, finished.path)
         return _calibrating.shown(cls, finished)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..calibration import report
+from ..calibration import files, report
 from ..calibration.statistics import QDriftStatistics
-from ..host import qdrift_folder
+from ..calibration.text import shown
+from ..host import qdrift_folder, written
 from ..host.pictures.report import picture
 from ._inputs import Statistics
 
@@ -47,7 +48,7 @@ class GimbalQDriftLoad(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
         try:
-            return hashlib.blake2b(qdrift_folder.statistics_path(cls.NAME, file).read_bytes()).hexdigest()
+            return files.digest(qdrift_folder.statistics_path(cls.NAME, file))
         except (ValueError, OSError):
             return "missing"  # said by execute
 
@@ -89,6 +90,10 @@ class GimbalQDriftMerge(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return written.losses(cls.NAME, widgets)
+
+    @classmethod
     def execute(cls, first, second, filename: str, third=None, fourth=None) -> io.NodeOutput:
         parts = [part for part in (first, second, third, fourth) if part is not None]
         try:
@@ -98,7 +103,14 @@ class GimbalQDriftMerge(io.ComfyNode):
         if not filename.strip():
             return io.NodeOutput(merged, "")
         path = qdrift_folder.save(merged, filename)
-        logger.info("%s: wrote %s, %d runs of %d calibrations.", cls.NAME, path, merged.provenance.runs, len(parts))
+        written.note(cls.NAME, {"filename": filename}, path)
+        logger.info(
+            "%s: wrote %s, %d runs of %d calibrations.",
+            cls.NAME,
+            shown(path, None),
+            merged.provenance.runs,
+            len(parts),
+        )
         return io.NodeOutput(merged, str(path))
 
 

@@ -7,18 +7,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..calibration.trajectories import InFolder, read_header, write_header
-from ..host import identity, qdrift_folder
+from ..calibration.trajectories import InFolder
+from ..calibration.trajectory_header import HEADER, read_header, write_header
+from ..host import identity, qdrift_folder, written
 from ..host.calibrating.calibration import Aim, Calibration, Twins, full_key
 from ..host.calibrating.finish import finish
+from ..host.calibrating.recorded import recorded
 from ..host.calibrating.recording import Progress, record_all, run_name
-from ..host.calibrating.sampling_runs import Schedule
 from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
-from ..host.calibrating.twins import Traits, checked
+from ..host.calibrating.twins import checked
 from . import _calibrating
 from ._inputs import name_of, unique_id
-
-SETTINGS = ("key", "seeds", "held_out", "prompts", "full_model", "full_digest")
 
 
 class GimbalQDriftRecord(io.ComfyNode):
@@ -48,6 +47,10 @@ class GimbalQDriftRecord(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return written.losses(cls.NAME, widgets)
+
+    @classmethod
     def execute(
         cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
         negative_prompt, name, sigmas=None, positive=None, negative=None, clip=None,
@@ -71,14 +74,23 @@ class GimbalQDriftRecord(io.ComfyNode):
             "full_digest": weights,
         }
         home = qdrift_folder.folder() / qdrift_folder.TRAJECTORIES
-        folder = qdrift_folder.free(
-            home, qdrift_folder.clean(name, "trajectory"), "", lambda path: _settings_in(path) == settings
+        qdrift_folder.check_room(cls.NAME)
+        home.mkdir(parents=True, exist_ok=True)
+        folder = qdrift_folder.claimed(
+            home,
+            qdrift_folder.clean(name, "trajectory"),
+            "",
+            lambda path: _settings_in(path) == settings,
+            lambda path, there: path.mkdir(exist_ok=there),
         )
         store = InFolder(folder)
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
         progress = Progress(cls.NAME, unique_id(cls), len(planned) * schedule.steps)
         record_all(cls.NAME, full_model, schedule, planned, store, progress)
+        widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
+        widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "name": name}
+        written.note(cls.NAME, {**widgets, "negative_prompt": negative_prompt}, folder / HEADER)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
 
@@ -122,10 +134,13 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, trajectory: str, **_: Any) -> str:
-        if trajectory not in qdrift_folder.trajectory_names():
-            return "missing"
-        return identity.digest(read_header(qdrift_folder.trajectory_path(cls.NAME, trajectory)))
+    def fingerprint_inputs(cls, trajectory: str, **widgets: Any) -> str:
+        lost = written.losses(cls.NAME, {**widgets, "trajectory": trajectory})
+        try:
+            header = read_header(qdrift_folder.trajectory_path(cls.NAME, trajectory))
+        except (ValueError, OSError):
+            return f"missing {lost}"  # said by execute
+        return identity.digest(header, lost)
 
     @classmethod
     def execute(
@@ -133,7 +148,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
-        settings, full, schedule = _recorded(folder)
+        settings, full, schedule = recorded(folder)
         traits = checked(cls.NAME, "quantized_model", quantized_model)
         full.check_same(cls.NAME, "the recorded model", traits, "quantized_model")
         planned = made_runs(
@@ -144,6 +159,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 f"{cls.NAME}: positive, negative or prompts are not those of the trajectory {trajectory!r}; connect "
                 "what was connected when it was recorded."
             )
+        qdrift_folder.check_room(cls.NAME)
         store = InFolder(folder)
         missing = [i + 1 for i, run in enumerate(planned) if not store.holds(run_name(run))]
         if missing:
@@ -169,29 +185,10 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             quantized_digest=weights,
             quantization=identity.quantization(quantized_model),
         )
+        widgets = {"trajectory": trajectory, "prompts": prompts, "negative_prompt": negative_prompt}
+        widgets |= {"correction": correction, "trim": trim, "filename": filename}
+        written.note(cls.NAME, widgets, finished.path)
         return _calibrating.shown(cls, finished)
-
-
-def _recorded(folder: Path) -> tuple[dict[str, Any], Traits, Schedule]:
-    """What a trajectory's header says. ValueError if it does not say all."""
-    settings, tensors = read_header(folder)
-    try:
-        index = settings["batch_index"]
-        schedule = Schedule(
-            tensors["latent"],
-            None if index is None else tuple(index),
-            settings["cfg"],
-            settings["sampler"],
-            settings["scheduler"],
-            tensors["sigmas"],
-        )
-        traits = Traits(**settings["traits"])
-        settings = {name: settings[name] for name in SETTINGS}
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: the trajectory's settings are not complete ({error}); record it again."
-        ) from error
-    return settings, traits, schedule
 
 
 def _settings_in(folder: Path) -> dict | None:

@@ -22,8 +22,9 @@ from ...calibration.moments import StateMoments
 from ...calibration.provenance import Provenance
 from ...calibration.residual import Residual
 from ...calibration.statistics import QDriftStatistics
-from ...calibration.trajectories import Call, Store
+from ...calibration.trajectories import Call, InFolder
 from ...calibration.trial import PLAIN, Trial, compared
+from ...calibration.validate import map_fault
 from ...core.plan import Plan, make_plan
 from .. import identity
 from ..correction import BOTH, DRIFT, MOMENTS, REFUSE, Correction, solver_of
@@ -104,9 +105,9 @@ class Calibration:
         self.resume = Resume(node, key, fitted_name(self.runs, aim.correction))
         self.done = dict(self._resumed())
         if twins.full is not None:
-            progress.end((len(self.held_out) - len(self._untried())) * schedule.steps)  # recorded and tried before
+            progress.skip((len(self.held_out) - len(self._untried())) * schedule.steps)  # recorded and tried before
 
-    def two_passes(self, store: Store) -> list[RunMoments]:
+    def two_passes(self, store: InFolder) -> list[RunMoments]:
         """All of full precision first, then all of the quantized model: one of them on the device at a time."""
         left = [run for _, run in self._left()] + self._untried()
         if left:
@@ -115,12 +116,12 @@ class Calibration:
             comfy.model_management.unload_all_models()
         return self.second_pass(store)
 
-    def second_pass(self, store: Store) -> list[RunMoments]:
+    def second_pass(self, store: InFolder) -> list[RunMoments]:
         for i, run in self._left():
             self._measure(i, run, store.calls(run_name(run)), store.final(run_name(run)), store.length(run_name(run)))
         return self._results()
 
-    def interleaved(self, store: Store) -> list[RunMoments]:
+    def interleaved(self, store: InFolder) -> list[RunMoments]:
         """Run by run, both models by turns: best where both fit on the device."""
         for i, run in self._left():
             found = record_one(self.node, self.twins.full, self.schedule, run, f"run {i + 1}", self.progress)
@@ -137,7 +138,7 @@ class Calibration:
             wanted = [one.merge(other) for one, other in zip(wanted, self.done[i].states, strict=True)]
         return {kind: self._map(kind, base, wanted) for kind in (MOMENTS, BOTH)}
 
-    def trial(self, statistics: QDriftStatistics, store: Store) -> Trial | None:
+    def trial(self, statistics: QDriftStatistics, store: InFolder) -> Trial | None:
         """What the corrections do on the held-out runs."""
         if not self.held_out:
             return None
@@ -187,10 +188,10 @@ class Calibration:
         steps = self.schedule.steps * (1 if self.twins.full is None else 2)
         for i, run in enumerate(self.runs):
             found = self.resume.load_run(run, self.twins.traits.channels, self.trim)
-            if found is None:
+            if found is None or len(found.states) != (0 if self.plan is None else len(self.plan.steps)):
                 continue
             self.progress.say(f"Run {i + 1} of {len(self.runs)} was measured before and is taken over")
-            self.progress.end(steps)
+            self.progress.skip(steps)
             yield i, found
 
     def _measure(self, i: int, run: Run, calls: Iterable[Call], final: Tensor, length: int) -> None:
@@ -219,7 +220,7 @@ class Calibration:
         found = self.resume.load_map(kind, len(wanted), self.twins.traits.channels)
         parts = len(self.runs) * self.schedule.steps
         if found is not None:
-            self.progress.end(parts)
+            self.progress.skip(parts)
             return found
         words = "alone" if kind == MOMENTS else "with drift corrected"
         self.progress.say(f"Quantized, {len(self.runs)} runs together: matching moments, {words}")
@@ -235,16 +236,22 @@ class Calibration:
             self.progress.at(done)
 
         scale, shift = match_states(self.node, self.twins.quantized, self.schedule, self.runs, plan, wanted, on_step)
+        fault = map_fault(scale, shift)
+        if fault:
+            raise ValueError(
+                f"{self.node}: the maps that match moments {words} cannot be used ({fault}): the quantized model is too far "
+                f"from full precision. Look at its picture, or set correction to {DRIFT_ALONE!r}."
+            )
         self.resume.save_map(kind, scale, shift)
         self.progress.end(parts)
         return scale, shift
 
-    def _try(self, i: int, run: Run, statistics: QDriftStatistics, store: Store) -> list[list[float]]:
+    def _try(self, i: int, run: Run, statistics: QDriftStatistics, store: InFolder) -> list[list[float]]:
         """(candidates, 2): error and distance."""
         candidates = CANDIDATES[self.aim.correction]
         before = self._tried(run)
         if before is not None:
-            self.progress.end(self.schedule.steps * len(candidates))
+            self.progress.skip(self.schedule.steps * len(candidates))
             return before
         full = store.final(run_name(run))
         measures = []

@@ -11,7 +11,8 @@ from torch import Tensor
 from ...calibration import report
 from ...calibration.collect import RunMoments
 from ...calibration.statistics import QDriftStatistics
-from ...calibration.trajectories import Store
+from ...calibration.text import shown
+from ...calibration.trajectories import InFolder
 from ...core.shapes import doubles
 from .. import qdrift_folder
 from ..correction import BOTH, MOMENTS
@@ -31,7 +32,7 @@ class Finished:
 
 
 def finish(
-    calibration: Calibration, results: list[RunMoments], store: Store, filename: str, **origin: str
+    calibration: Calibration, results: list[RunMoments], store: InFolder, filename: str, **origin: str
 ) -> Finished:
     """Match moments and try the corrections, as asked for; then write what was found, and draw it."""
     trim = f"{calibration.trim:g} per element" if calibration.trim else ""  # once whole positions went
@@ -50,5 +51,5 @@ def finish(
     found = replace(found, trial=calibration.trial(found, store))
     path = qdrift_folder.save(found, filename)
     calibration.resume.clear()
-    logger.info("%s: wrote %s. %s", calibration.node, path, report.verdict(found))
+    logger.info("%s: wrote %s. %s", calibration.node, shown(path, None), report.verdict(found))
     return Finished(found, picture(found, residuals(results)), path)

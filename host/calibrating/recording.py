@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ...calibration.trajectories import InFolder, InMemory, Store, Trajectory
+from ...calibration.text import shown
+from ...calibration.trajectories import InFolder, Trajectory
 from .. import identity, qdrift_folder
 from .sampling_runs import Run, Schedule, record
 
 logger = logging.getLogger(__name__)
-
-IN_MEMORY = 2 * 2**30  # bytes of trajectories that wait in memory; more wait in ComfyUI's temp folder
 
 
 class Progress:
     """One bar over everything, and words on the node and in the log."""
 
     def __init__(self, node: str, node_id: str | None, total: int):
-        self.node, self.node_id = node, node_id
+        self.node, self.node_id, self.total = node, node_id, total
         self._bar = comfy.utils.ProgressBar(total)
         self._done = 0
+        self._worked, self._since = 0, time.monotonic()
 
     def say(self, words: str) -> None:
+        """Words for the node and the log, and the time left once a part is done that tells how long parts take."""
+        words = shown(words, None)
+        left = self.total - self._done
+        if self._worked and left > 0:
+            words = f"{words}, {duration(left * (time.monotonic() - self._since) / self._worked)} left"
         logger.info("%s: %s.", self.node, words)
         server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if self.node_id is not None and hasattr(server, "send_progress_text"):
@@ -38,17 +44,31 @@ class Progress:
         self._bar.update_absolute(self._done + part)
 
     def end(self, part: int) -> None:
+        """A part is done."""
+        self._worked += part
+        self.skip(part)
+
+    def skip(self, part: int) -> None:
+        """A part was done before."""
         self._done += part
         self.at(0)
 
 
+def duration(seconds: float) -> str:
+    """About so long: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 100:
+        return f"about {max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 100 else f"about {minutes // 60} h {minutes % 60} min"
+
+
 def record_all(
-    node: str, model: ModelPatcher, schedule: Schedule, runs: Sequence[Run], store: Store, progress: Progress
+    node: str, model: ModelPatcher, schedule: Schedule, runs: Sequence[Run], store: InFolder, progress: Progress
 ) -> None:
     """Full precision into the store, but for what it holds already."""
     for i, run in enumerate(runs):
         if store.holds(run_name(run)):
-            progress.end(schedule.steps)
+            progress.skip(schedule.steps)
         else:
             store.put(run_name(run), record_one(node, model, schedule, run, f"run {i + 1} of {len(runs)}", progress))
 
@@ -66,8 +86,15 @@ def run_name(run: Run) -> str:
     return f"run_{identity.digest(run.prompt, run.seed)}"
 
 
-def store_for(full_key: str, channels: int, schedule: Schedule, runs: Sequence[Run]) -> Store:
-    """Memory, or the temp folder for what is too large for it. Two tensors a call."""
+def store_for(node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[Run]) -> InFolder:
+    """Where full precision's runs wait until the statistics are written: on disk, so that Cancel loses one at most.
+
+    Raises:
+        ValueError: the folder cannot be written to, or its disk has no room for these runs.
+    """
+    qdrift_folder.tidy_recordings(full_key)
+    store = InFolder(qdrift_folder.recording_path(full_key), qdrift_folder.PART)
     positions = schedule.latent.numel() // schedule.latent.shape[1]
-    needed = 8 * positions * channels * schedule.steps * len(runs)
-    return InMemory() if needed <= IN_MEMORY else InFolder(qdrift_folder.temporary_path(full_key))
+    each = 8 * positions * channels * schedule.steps  # two float32 tensors a call, a call a step at least
+    qdrift_folder.check_room(node, each * sum(not store.holds(run_name(run)) for run in runs))
+    return store

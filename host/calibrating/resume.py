@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ...calibration import storage
+from ...calibration import parts
 from ...calibration.collect import RunMoments
 from ...core.shapes import doubles
 from .. import identity, qdrift_folder
@@ -18,6 +19,7 @@ from .recording import run_name
 from .sampling_runs import Run
 
 logger = logging.getLogger(__name__)
+Part = TypeVar("Part")
 
 
 class Resume:
@@ -37,32 +39,35 @@ class Resume:
 
     def load_run(self, run: Run, channels: int, trim: float | None) -> RunMoments | None:
         try:
-            return RunMoments.load(self._run(run), channels, trim)
+            return self._usable(lambda: RunMoments.load(self._run(run), channels, trim))
         except FileNotFoundError:
-            return None
-        except ValueError as error:
-            logger.warning("%s: %s Measuring that run again.", self.node, error)
             return None
 
     def save_map(self, kind: str, scale: Tensor, shift: Tensor) -> None:
-        storage.save_part(self._map(kind), {"scale": scale, "shift": shift})
+        parts.save(self._map(kind), {"scale": scale.double(), "shift": shift.double()})
 
     def load_map(self, kind: str, steps: int, channels: int) -> tuple[Tensor, Tensor] | None:
         """scale and shift, (steps, channels) each."""
-        found = storage.load_part(self._map(kind), {"scale": (steps, channels), "shift": (steps, channels)})
-        return None if found is None else (found["scale"], found["shift"])
+        return self._usable(lambda: parts.load_map(self._map(kind), steps, channels))
 
     def save_trial(self, run: Run, measures: Sequence[Sequence[float]]) -> None:
-        storage.save_part(self._trial(run), {"measures": torch.stack([doubles(pair) for pair in measures])})
+        parts.save(self._trial(run), {"measures": torch.stack([doubles(pair) for pair in measures])})
 
     def load_trial(self, run: Run, candidates: int) -> list[list[float]] | None:
         """What each candidate gave on a held-out run, (candidates, 2)."""
-        found = storage.load_part(self._trial(run), {"measures": (candidates, 2)})
-        return None if found is None else found["measures"].tolist()
+        return self._usable(lambda: parts.load_measures(self._trial(run), candidates))
 
     def clear(self) -> None:
         """After the statistics are safe."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _usable(self, load: Callable[[], Part | None]) -> Part | None:
+        """A damaged part is none: it is named in the log, and made again."""
+        try:
+            return load()
+        except ValueError as error:
+            logger.warning("%s: %s", self.node, error)
+            return None
 
     def _run(self, run: Run) -> Path:
         return self.folder / f"{run_name(run)}.partial"

@@ -59,7 +59,34 @@ def test_an_error_is_one_line_whatever_the_file_is_called(tmp_path, capsys):
     (tmp_path / "two\nlines").write_bytes(b"no statistics")
     assert main(["describe", str(tmp_path / "two\nlines")]) == 1
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "two lines: this is no safetensors file" in err
+    assert err.count("\n") == 1 and "two\\nlines: this is no safetensors file" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such files")
+def test_devices_and_pipes_are_not_replaced(files, tmp_path, capsys):
+    a, b, _ = files
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    for name in ("pipe", "folder", "device", "nowhere"):
+        before = os.lstat(tmp_path / name)
+        assert main(["merge", a, b, "--output", str(tmp_path / name), "--force"]) == 1
+        assert "is no regular file and is not replaced; choose another name" in capsys.readouterr().err
+        assert os.lstat(tmp_path / name) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+def test_a_name_that_is_no_text_is_shown_escaped(files, tmp_path, capsys):
+    odd = os.path.join(os.fsencode(tmp_path), b"odd\xff.safetensors").decode("utf-8", "surrogateescape")
+    assert main(["merge", *files[:2], "--output", odd]) == 1
+    assert "odd\\udcff.safetensors: its name is no text" in capsys.readouterr().err and not os.path.lexists(odd)
+    Path(odd).write_bytes(Path(files[0]).read_bytes())
+    assert main(["describe", odd]) == 1
+    assert "odd\\udcff.safetensors: its name is no text" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="safetensors") as caught:
+        QDriftStatistics.load(odd)
+    str(caught.value).encode()
 
 
 def test_merge(files, capsys):

@@ -170,10 +170,10 @@ def test_a_run_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(ours.m2, theirs.m2) and torch.equal(ours.mean, theirs.mean) and ours.count == theirs.count
     assert len(back.states) == 2
     assert [file.name for file in path.parent.iterdir()] == ["run.partial"]
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="should have 4 where it has 3"):
         RunMoments.load(path, 4)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="no whole file"):
+    with pytest.raises(ValueError, match=r"cannot be used: .* made again; .* delete the folder"):
         RunMoments.load(path, 3)
     with pytest.raises(FileNotFoundError):
         RunMoments.load(tmp_path / "none", 3)
@@ -211,9 +211,8 @@ def trajectory(n=3):
     return Trajectory(calls, x)
 
 
-@pytest.mark.parametrize("kind", ["memory", "folder"])
-def test_trajectories_come_back_as_they_were(tmp_path, kind):
-    store = InMemory() if kind == "memory" else InFolder(tmp_path / "t")
+def test_trajectories_come_back_as_they_were(tmp_path):
+    store = InFolder(tmp_path / "t")
     given = trajectory()
     assert not store.holds("a")
     store.put("a", given)
@@ -245,10 +244,24 @@ def test_broken_trajectories_are_refused_in_words(tmp_path):
 
 
 def test_header_round_trip(tmp_path):
-    settings = {"seeds": [1, 2], "cfg": 3.5, "batch_index": None}
-    write_header(tmp_path, settings, {"sigmas": torch.tensor([1.0, 0.0])})
+    traits = {"path": "flow", "kind": "CONST", "channels": 2, "latent_format": "SD3", "sigma_min": 0.0, "sigma_max": 1}
+    settings = {
+        "key": "k",
+        "traits": traits,
+        "cfg": 3.5,
+        "sampler": "euler",
+        "scheduler": "simple",
+        "batch_index": None,
+        "seeds": [1, 2],
+        "held_out": 0,
+        "prompts": ["a", "b"],
+        "full_model": "m",
+        "full_digest": "d",
+    }
+    latent = torch.zeros(1, 2, 4, 4)
+    write_header(tmp_path, settings, {"latent": latent, "sigmas": torch.tensor([1.0, 0.0])})
     found, tensors = read_header(tmp_path)
-    assert found == settings and tensors["sigmas"].tolist() == [1.0, 0.0]
+    assert found == settings and tensors["sigmas"].tolist() == [1.0, 0.0] and torch.equal(tensors["latent"], latent)
     with pytest.raises(ValueError, match="missing"):
         read_header(tmp_path / "none")
 

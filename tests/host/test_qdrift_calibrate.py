@@ -3,6 +3,8 @@
 import contextlib
 import os
 import random
+import re
+import shutil
 import signal
 import time
 
@@ -14,6 +16,13 @@ from calibrating import Cancelled, assert_same, calibrate_from, cancelling, coun
 pytestmark = pytest.mark.usefixtures("folders")
 
 MODES = ("two passes", "interleaved")
+
+
+def kept(folder):
+    """Files left for a resume: full precision's runs, and results of the quantized model."""
+    found = list(folder.rglob("*.partial"))
+    full = [path for path in found if path.parent.name.startswith("full_")]
+    return full, [path for path in found if path not in full]
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd15"])
@@ -74,20 +83,84 @@ def test_modes_agree_bit_for_bit(calibrate):
     assert one == other, "the same runs, so the same file"
 
 
-def test_trajectories_may_wait_on_disk(calibrate, monkeypatch, tmp_path):
-    from gimbal.host.calibrating import recording
+@pytest.mark.parametrize("after", [5, 9])
+def test_a_cancelled_first_half_loses_one_run(tiny, calibrate, folders, after):
+    undisturbed, _, path = calibrate(runs=4)
+    os.unlink(path)
+    full, calls = cancelling(tiny.model("sd3"), after=after)
+    with pytest.raises(Cancelled):
+        calibrate(runs=4, full_model=full)
+    whole = (after - 1) // 3
+    assert len(kept(folders)[0]) == whole and not list(folders.rglob("*.safetensors"))
+    calls.clear()
+    assert_same(calibrate(runs=4, full_model=full)[0], undisturbed)
+    assert len(calls) == 3 * (4 - whole), "finished runs are taken over"
+    assert not list(folders.rglob("*.partial"))
 
-    in_memory, _, _ = calibrate()
-    monkeypatch.setattr(recording, "IN_MEMORY", 0)
-    seen = []
-    stored = recording.InFolder.put
-    monkeypatch.setattr(
-        recording.InFolder, "put", lambda self, run, found: [seen.append(run), stored(self, run, found)]
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "other"])
+def test_a_damaged_full_precision_run_is_recorded_again(tiny, twin, calibrate, folders, damage, caplog):
+    undisturbed, _, path = calibrate()
+    os.unlink(path)
+    full, calls = cancelling(tiny.model("sd3"), after=6)
+    with pytest.raises(Cancelled):
+        calibrate(full_model=full)
+    ((path,), _) = kept(folders)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes({"cut": bytes(data[:100]), "bit": bytes(data), "other": b"other"}[damage])
+    calls.clear()
+    assert_same(calibrate(full_model=full)[0], undisturbed)
+    assert len(calls) == 6 and f"{path}: " in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_to_is_noticed_first(tiny, calibrate, folders, monkeypatch):
+    full, calls = counted(tiny.model("sd3"))
+    folders.parent.mkdir(parents=True, exist_ok=True)
+    folders.write_bytes(b"in the way")
+    with pytest.raises(ValueError, match=r"Q-Drift Calibrate: .*qdrift cannot be written to .*extra_model_paths"):
+        calibrate(full_model=full)
+    folders.unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(ValueError, match=r"has 0\.0 GiB left, and full precision's runs need .*; free some space"):
+        calibrate(full_model=full)
+    assert not calls
+
+
+def test_what_cancelled_calibrations_leave_is_bounded(calibrate, folders, monkeypatch):
+    from gimbal.host import qdrift_folder
+
+    for age, name in ((3, "old"), (2, "older_than_a_day"), (0, "new")):
+        place = folders / ".resume" / f"full_{name}" / "run.partial"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(bytes(1000))
+        then = time.time() - age * 24 * 3600
+        os.utime(place, (then, then))
+    calibrate()
+    left = sorted(path.name for path in (folders / ".resume").iterdir())
+    assert left == ["full_new", "full_old", "full_older_than_a_day"]
+    monkeypatch.setattr(qdrift_folder, "KEPT_BYTES", 2500)
+    calibrate()
+    assert sorted(path.name for path in (folders / ".resume").iterdir()) == ["full_new", "full_older_than_a_day"]
+    monkeypatch.setattr(qdrift_folder, "KEPT_BYTES", 0)
+    calibrate()
+    assert [path.name for path in (folders / ".resume").iterdir()] == ["full_new"]
+
+
+def test_time_left_is_told(calibrate, caplog):
+    from gimbal.host.calibrating.recording import duration
+
+    caplog.set_level("INFO")
+    calibrate(runs=2)
+    assert "run 1 of 2: recording." in caplog.text and re.search(
+        r"run 2 of 2: recording, about \d+ s left", caplog.text
     )
-    on_disk, _, _ = calibrate()
-    assert len(seen) == 2
-    assert_same(in_memory, on_disk)
-    assert not list((tmp_path / "temp").rglob("*.safetensors"))
+    assert [duration(s) for s in (0.2, 61, 601, 7300)] == [
+        "about 1 s",
+        "about 61 s",
+        "about 10 min",
+        "about 2 h 2 min",
+    ]
 
 
 def test_one_step_and_batches_and_video(calibrate, tiny):
@@ -303,7 +376,9 @@ def test_a_cancelled_calibration_goes_on(tiny, twin, calibrate, mode, folders):
     quantized, calls = cancelling(twin("sd3"), after=8)  # in the third run
     with pytest.raises(Cancelled):
         calibrate(runs=4, mode=mode, quantized_model=quantized)
-    assert len(list(folders.rglob("*.partial"))) == 2 and not list(folders.rglob("*.safetensors"))
+    full, measured = kept(folders)
+    assert len(measured) == 2 and len(full) == (4 if mode == MODES[0] else 0)
+    assert not list(folders.rglob("*.safetensors"))
     calls.clear()
     statistics, _, _ = calibrate(runs=4, mode=mode, quantized_model=quantized)
     assert_same(statistics, undisturbed)
@@ -376,14 +451,15 @@ def test_killed_at_ten_random_points(tiny, twin, calibrate, folders):
         os.waitpid(child, 0)
         for file in folders.glob("*.safetensors"):  # it had finished
             file.unlink()
-        before = len(list(folders.rglob("*.partial")))
-        resumed += before > 0
+        recorded, measured = kept(folders)
+        resumed += bool(recorded or measured)
         os.set_blocking(ear, False)
         with contextlib.suppress(BlockingIOError):
             os.read(ear, 1000)
         statistics, _, path = calibrate(**given)
-        left = given["runs"] - before
-        assert len(os.read(ear, 1000)) == 2 * left * given["steps"], "what had been measured was taken over"
+        left = given["runs"] - len(measured)
+        to_record = left - len({path.name for path in recorded} - {path.name for path in measured})
+        assert len(os.read(ear, 1000)) == (left + to_record) * given["steps"], "what had been finished was taken over"
         assert_same(statistics, undisturbed)
         os.unlink(path)
         assert not list(folders.rglob("*.partial"))
@@ -392,16 +468,19 @@ def test_killed_at_ten_random_points(tiny, twin, calibrate, folders):
     assert resumed >= 3, "hardly any trial left something to go on from"
 
 
-def test_a_broken_partial_file_is_measured_again(twin, calibrate, folders):
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_broken_partial_file_is_measured_again(twin, calibrate, folders, damage, caplog):
     undisturbed, _, _ = calibrate()
     quantized, calls = cancelling(twin("sd3"), after=5)
     with pytest.raises(Cancelled):
         calibrate(quantized_model=quantized)
-    (partial,) = folders.rglob("*.partial")
-    partial.write_bytes(partial.read_bytes()[:100])
+    _, (partial,) = kept(folders)
+    data = bytearray(partial.read_bytes())
+    data[-5] ^= 1
+    partial.write_bytes(data[:100] if damage == "cut" else data)
     calls.clear()
     assert_same(calibrate(quantized_model=quantized)[0], undisturbed)
-    assert len(calls) == 6
+    assert len(calls) == 6 and f"delete the folder {partial.parent}" in caplog.text
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd15"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_bad_files_are_refused_in_words(folder):
     (folder / "broken.safetensors").write_bytes(b"\x10" + bytes(200))
     with pytest.raises(ValueError, match=r"broken\.safetensors.*(calibrate again|copy the file again)"):
         load("broken.safetensors")
-    for name in ("none.safetensors", "../../etc/passwd"):
+    for name in ("none.safetensors", "../../etc/passwd", None, 5, {}, "a\0b", "odd\udcff.safetensors"):
         with pytest.raises(ValueError, match="Q-Drift Load: models/qdrift holds no"):
             load(name)
 
@@ -139,6 +140,57 @@ def test_report_is_a_picture_and_a_text(folder, artefacts, monkeypatch):
         assert image.ndim == 4 and image.shape[-1] == 3 and 0 <= image.min() < image.max() <= 1
         Image.fromarray((image[0].numpy() * 255).astype(np.uint8)).save(artefacts / f"qdrift_report_{name}.png")
     assert "Euler gain" in text and text.rstrip().endswith(statistics().verdict())
+
+
+def test_a_huge_file_is_not_hashed(folder, monkeypatch):
+    from gimbal.nodes.qdrift_files import GimbalQDriftLoad
+
+    (folder / "huge.safetensors").write_bytes(b"")
+    os.truncate(folder / "huge.safetensors", 5 * 2**30)  # sparse
+    start = time.monotonic()
+    assert GimbalQDriftLoad.fingerprint_inputs("huge.safetensors") == f"{5 * 2**30} bytes"
+    assert time.monotonic() - start < 1
+    with pytest.raises(ValueError, match=r"huge\.safetensors: this is no safetensors file"):
+        load("huge.safetensors")
+
+
+def test_two_calibrations_that_save_at_once_both_stay(folder, monkeypatch):
+    """Another process takes the name between the look and the write."""
+    from gimbal.calibration.statistics import QDriftStatistics
+    from gimbal.host import qdrift_folder
+
+    ours, theirs = statistics(seeds=(1, 2)), statistics(seeds=(3, 4))
+    same = qdrift_folder._same_runs
+    lexists = os.path.lexists
+
+    def taken_meanwhile(path):
+        found = lexists(path)
+        if os.path.basename(path) == "calibration.safetensors" and not found:
+            theirs.save(path)
+        return found
+
+    monkeypatch.setattr(qdrift_folder.os.path, "lexists", taken_meanwhile)
+    path = qdrift_folder.save(ours, "calibration")
+    assert path.name == "calibration_2.safetensors" and same(path, ours)
+    assert torch.equal(QDriftStatistics.load(folder / "calibration.safetensors").m2, theirs.m2)
+
+
+def test_losses_rise_when_a_file_is_deleted_and_stay_when_it_is_written_again(folder):
+    from gimbal.host import written
+
+    path, widgets = folder / "a.safetensors", {"filename": "a", "steps": 3}
+    assert written.losses("node", widgets) == 0
+    for round in range(3):
+        path.write_bytes(b"")
+        written.note("node", {**widgets, "model": object()}, path)
+        assert written.losses("node", widgets) == round
+        assert written.losses("node", {"filename": "a"}) == round, "steps may come over a link"
+        path.unlink()
+        assert written.losses("node", widgets) == round + 1
+    assert written.losses("other", widgets) == written.losses("node", {**widgets, "steps": 4}) == 0
+    (note,) = (folder.parent / "gimbal_qdrift").glob("*.json")
+    note.write_text("[" * 10_000)
+    assert written.losses("node", widgets) == 0
 
 
 UNET = "gimbal_letters_fp16.safetensors"
@@ -202,6 +254,34 @@ def test_calibrate_over_http_then_load(server, artefacts):
         "2": {"class_type": "GimbalQDriftReport", "inputs": {"stats": ["1", 0]}},
     }
     assert client.run(server.url, loading).images("2")
+    before, again = path.read_bytes(), calibration("GIMBAL")
+    path.unlink()
+    client.run(server.url, again)
+    assert QDriftStatistics.load(path).provenance.seeds == about.seeds and len(path.read_bytes()) == len(before)
+    written = path.stat().st_mtime_ns
+    client.run(server.url, again)
+    assert path.stat().st_mtime_ns == written, "it is there, so nothing is done again"
+
+
+def test_a_file_name_that_is_no_text_does_not_stop_the_server(server):
+    from devkit import client
+
+    folder = server.base / "models" / "qdrift"
+    folder.mkdir(parents=True, exist_ok=True)
+    odd = os.fsencode(folder) + b"/odd\xff.safetensors"
+    with open(odd, "wb") as file:
+        file.write(b"no statistics")
+    name = os.fsdecode(os.path.basename(odd))
+    try:
+        loading = {
+            "1": {"class_type": "GimbalQDriftLoad", "inputs": {"file": name}},
+            "2": {"class_type": "GimbalQDriftReport", "inputs": {"stats": ["1", 0]}},
+        }
+        for _ in range(2):  # a worker that has died answers the first and never the second
+            with pytest.raises(client.WorkflowFailed, match=r"its name is no text"):
+                client.run(server.url, loading)
+    finally:
+        os.unlink(odd)
 
 
 def test_interrupt_over_http_then_go_on(server):
