@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ def ensure(groups: Sequence[str]) -> None:
             print(f"dev.py: installing the {group} packages into {VENV} ...", flush=True)
             _install(group)
             _stamp(group).write_text(wanted)
+    if "comfyui" in groups:
+        _make_torchaudio_importable()
 
 
 def run(arguments: Sequence[str | Path], **options: object) -> int:
@@ -140,11 +143,18 @@ def _make_torchvision_importable() -> None:
         return
     if "torchvision::" not in probe.stderr:
         raise Stop(f"torchvision does not import: {probe.stderr.strip().splitlines()[-1]}")
-    packages = subprocess.run(
-        [PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    Path(packages, "gimbal_torchvision_operators.py").write_text(TORCHVISION_SHIM)
-    Path(packages, "gimbal_torchvision_operators.pth").write_text("import gimbal_torchvision_operators\n")
+    _run_at_start("gimbal_torchvision_operators", TORCHVISION_SHIM)
+
+
+def _make_torchaudio_importable() -> None:
+    """Every time: a ComfyUI given by --comfyui may want it, and its requirements may bring or break it afterwards."""
+    _run_at_start("gimbal_without_torchaudio", Path(__file__).with_name("without_torchaudio.py").read_text())
+
+
+def _run_at_start(name: str, code: str) -> None:
+    """Have every Python of the venv run this code before anything else."""
+    paths = {"base": str(VENV), "platbase": str(VENV)}
+    packages = Path(sysconfig.get_path("purelib", "venv", paths))
+    for file, text in ((f"{name}.py", code), (f"{name}.pth", f"import {name}\n")):
+        if not (packages / file).exists() or (packages / file).read_text() != text:
+            (packages / file).write_text(text)
