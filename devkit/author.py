@@ -6,9 +6,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from . import sizes
 from .graph import is_widget
 
-WIDTH, GAP, TITLE, ROW, WIDGET, TEXT = 340, 40, 30, 20, 24, 110
+WIDTH, GAP, TITLE = 340, 40, 30
+CORE = "comfy-core"  # as the registry calls ComfyUI's own nodes
 COLOURS = {"plain": "#3f789e", "gimbal": "#6a9a5b", "load": "#8a8a8a"}
 # What a workflow should fit into when it opens, where its top left goes, and the scale below which text is not drawn.
 SCREEN, CORNER, READABLE = (1500, 810), (90, 150), 0.62
@@ -30,6 +32,7 @@ class Node:
     saved: dict
     width: int
     height: int
+    room: int = 0  # the height that it is laid out with: the larger of both renderers'
     values: dict[str, object] = field(default_factory=dict)  # of its widgets
     widget_slots: list[dict] = field(default_factory=list)  # the inputs that its widgets can become
 
@@ -59,7 +62,7 @@ class Workflow:
         """
         info = self.object_info[kind]
         made = Node(len(self.nodes) + 1, kind, info, {}, *size)
-        slots, values, rows = [], [], 0
+        slots, values, widgets, linked = [], [], [], {}
         known = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         if unknown := set(inputs) - set(known):
             raise ValueError(f"{kind} has no input {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
@@ -74,22 +77,30 @@ class Workflow:
                     raise ValueError(f"{kind} (node {made.id}) needs {name}; connect it.")
                 continue
             choices = type_ if isinstance(type_, list) else options.get("options", [None])
+            if isinstance(given, tuple):
+                linked[name], given = given, None
             made.values[name] = options.get("default", choices[0] if choices else None) if given is None else given
             values.append(made.values[name])
             shown = "COMBO" if isinstance(type_, list) else type_
             made.widget_slots.append({"name": name, "type": shown, "widget": {"name": name}, "link": None})
-            rows += TEXT if options.get("multiline") else WIDGET
+            widgets.append((type_, options))
             if options.get("control_after_generate"):
                 values.append("fixed")
-                rows += WIDGET
-        made.height = made.height or 16 + ROW * max(len(slots), len(info["output"])) + rows
+        models = [value for value in values if isinstance(value, str) and value in self.files]
+        sockets, feet = max(len(slots), len(info["output"])), (_pack(info) != CORE) + bool(models)
+        made.height = made.height or sizes.on_canvas(sockets, widgets)
+        made.room = max(made.height, sizes.as_vue_node(sockets, widgets, feet))
+        if linked:  # all of them: the one form that all frontends agree on
+            for i, slot in enumerate(made.widget_slots, len(slots)):
+                if slot["name"] in linked:
+                    slot["link"] = self._link(linked[slot["name"]], made, i, slot["type"])
+            slots += made.widget_slots
         outputs = [
             {"name": name, "type": type_, "links": []}
             for name, type_ in zip(info["output_name"], info["output"], strict=True)
         ]
         made.saved = self._saved(made, inputs=slots, outputs=outputs, widgets_values=values)
         made.saved["properties"] = {"Node name for S&R": kind, "cnr_id": _pack(info)}
-        models = [value for value in values if isinstance(value, str) and value in self.files]
         if models:  # the frontend offers what is missing
             made.saved["properties"]["models"] = [
                 {"name": name, "url": self.files[name].url, "directory": self.files[name].folder} for name in models
@@ -99,9 +110,9 @@ class Workflow:
         self.nodes.append(made)
         return made
 
-    def note(self, title: str, text: str, width: int = WIDTH, height: int = 200) -> Node:
-        """A note in Markdown."""
-        made = Node(len(self.nodes) + 1, "MarkdownNote", {}, {}, width, height)
+    def note(self, title: str, text: str, width: int = WIDTH, height: int = 200, room: int = 0) -> Node:
+        """A note in Markdown. room: the height to keep free for it, at least its own."""
+        made = Node(len(self.nodes) + 1, "MarkdownNote", {}, {}, width, height, max(height, room))
         made.saved = self._saved(made, inputs=[], outputs=[], widgets_values=[text])
         made.saved |= {"title": title, "properties": {}, "color": "#432", "bgcolor": "#653"}
         self.nodes.append(made)
@@ -123,7 +134,7 @@ class Workflow:
                 top = y
                 for node in column:
                     node.saved["pos"] = [x, top]
-                    top += node.height + TITLE + GAP
+                    top += node.room + TITLE + GAP
                     right = max(right, x + node.width)
                 bottom = max(bottom, top)
                 x += widths.get(i, 0) + GAP
@@ -134,7 +145,7 @@ class Workflow:
         left = min(node.saved["pos"][0] for node in nodes) - 20
         top = min(node.saved["pos"][1] for node in nodes) - 80
         right = max(node.saved["pos"][0] + node.width for node in nodes) + 20
-        bottom = max(node.saved["pos"][1] + node.height for node in nodes) + 20
+        bottom = max(node.saved["pos"][1] + node.room for node in nodes) + 20
         self.groups.append(
             {
                 "id": len(self.groups) + 1,
@@ -162,7 +173,7 @@ class Workflow:
 
     def _view(self) -> dict:
         """Scale and offset at which the whole graph is seen, or as much of it as stays readable."""
-        boxes = [[*node.saved["pos"], node.width, node.height] for node in self.nodes]
+        boxes = [[*node.saved["pos"], node.width, node.room] for node in self.nodes]
         boxes += [group["bounding"] for group in self.groups]
         left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
         width = max(box[0] + box[2] for box in boxes) - left
@@ -200,4 +211,4 @@ def stable_id(name: str) -> str:
 def _pack(info: dict) -> str:
     """The registry's name of the pack a node comes from, by which ComfyUI-Manager finds what is missing."""
     module = info["python_module"]
-    return module.removeprefix("custom_nodes.") if module.startswith("custom_nodes.") else "comfy-core"
+    return module.removeprefix("custom_nodes.") if module.startswith("custom_nodes.") else CORE

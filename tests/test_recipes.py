@@ -9,8 +9,10 @@ from PIL import Image
 from devkit.author import File, Workflow
 from devkit.blueprint import Blueprint
 from devkit.demo_model import on_demo_model
+from devkit.graph import CONTROL
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO = sorted((ROOT / "demo" / "workflows").glob("*.json"))
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 INFO = {
     "Loader": {
@@ -32,6 +34,12 @@ INFO = {
         "output_name": ["LATENT"],
         "python_module": "custom_nodes.gimbal",
     },
+}
+INFO["Number"] = {
+    "input": {"required": {"value": ["INT", {"control_after_generate": True}]}},
+    "output": ["INT"],
+    "output_name": ["INT"],
+    "python_module": "comfy_extras.nodes_primitive",
 }
 FILES = {"b.safetensors": File("checkpoints", "https://example.org/b.safetensors")}
 
@@ -70,6 +78,34 @@ def test_a_wrong_input_is_refused(flow, inputs, message):
     inputs = {name: loader[value] if name == "model" else value for name, value in inputs.items()}
     with pytest.raises(ValueError, match=message):
         flow.node("Sampler", **inputs)
+
+
+def test_a_widget_can_take_another_nodes_output(flow):
+    loader, count = flow.node("Loader"), flow.node("Number", value=7)
+    sampler = flow.node("Sampler", model=loader[0], seed=count[0]).saved
+    assert [(slot["name"], slot["link"]) for slot in sampler["inputs"]] == [
+        ("model", 1),
+        ("clip", None),
+        ("seed", 2),
+        ("steps", None),
+    ]
+    assert flow.saved()["links"][1] == [2, 2, 0, 3, 2, "INT"], "the fourth is the slot's place among the inputs"
+    assert sampler["widgets_values"] == [0, "fixed", 20] and count.saved["outputs"][0]["links"] == [2]
+
+
+def test_room_is_kept_for_both_ways_of_drawing(flow):
+    """As measured: a pack's sampler of two inputs and two numbers, and a core loader whose file is missing."""
+    loader = flow.node("Loader", file="b.safetensors")
+    sampler = flow.node("Sampler", model=loader[0])
+    assert (sampler.height, sampler.room) == (16 + 40 + 3 * 24, max(16 + 40 + 3 * 24, 14 + 40 + 2 * 28 + 24))
+    assert (loader.height, loader.room) == (16 + 40 + 24, 14 + 40 + 28 + 24)
+    note = flow.note("What", "text", height=90, room=200)
+    flow.grid([[loader, note, sampler]])
+    assert sampler.saved["pos"][1] == loader.room + note.room + 2 * (30 + 40)
+    flow.group("All", [loader, note])
+    (group,) = flow.groups
+    assert group["bounding"][1] + group["bounding"][3] == note.saved["pos"][1] + note.room + 20
+    assert note.saved["size"][1] == 90, "what is saved is the canvas node's"
 
 
 def test_columns_of_one_number_are_in_line(flow):
@@ -134,6 +170,24 @@ def test_every_workflow_has_its_picture_and_an_id_of_its_own(path):
         assert image.size == (400, 400)
     ids = [json.loads(other.read_text(encoding="utf-8"))["id"] for other in WORKFLOWS]
     assert ids.count(json.loads(path.read_text(encoding="utf-8"))["id"]) == 1
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, *DEMO], ids=lambda path: path.stem)
+def test_samplers_that_are_compared_keep_one_seed(path):
+    """A control that changes the seed after a run would change each sampler's by itself."""
+    flow = json.loads(path.read_text(encoding="utf-8"))
+    links = {link[0]: tuple(link[1:3]) for link in flow["links"]}
+    samplers = [node for node in flow["nodes"] if node["type"].startswith("KSampler")]
+    assert samplers or "calibrate" in path.stem
+    seeds = {
+        next(
+            (links[i["link"]] for i in node["inputs"] if i["name"] == "seed" and i["link"]), node["widgets_values"][0]
+        )
+        for node in samplers
+    }
+    assert len(seeds) <= 1
+    controls = [value for node in flow["nodes"] for value in node.get("widgets_values", []) if value in CONTROL]
+    assert len(controls) >= len(samplers) and set(controls) <= {"fixed"}
 
 
 def test_no_picture_is_left_without_its_workflow():

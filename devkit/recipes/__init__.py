@@ -27,7 +27,7 @@ RECIPES: tuple[Recipe, ...] = (
     gguf.qdrift_gguf_side_by_side,
     simulated.qdrift_simulated,
 )
-DEMO_RECIPES: tuple[Recipe, ...] = (demo.multipass,)
+DEMO_RECIPES: tuple[Recipe, ...] = (demo.micrograin, demo.multipass)
 
 
 def write(recipe: Recipe, object_info: dict) -> Workflow:

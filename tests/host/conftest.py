@@ -93,3 +93,21 @@ def artefacts(request) -> Path:
     folder = request.config.getoption("--artefacts")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """For fixtures that must not hand on what a failed test left behind."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture
+def failed(request):
+    """`failed()`: whether the test that asks for it did."""
+    return lambda: request.node.stash.get(FAILED, False)
