@@ -141,7 +141,7 @@ def test_bundled_workflow_opens_as_it_was_saved(page, renderer, artefacts, path)
     browser.load(page, flow)
     assert page.evaluate(RED) == []
     shown = page.evaluate("""() => app.graph._nodes.map(
-        n => [n.id, n.type, (n.widgets ?? []).filter(w => w.name !== "control_after_generate").map(w => w.value)]
+        n => [Number(n.id), n.type, (n.widgets ?? []).filter(w => w.name !== "control_after_generate").map(w => w.value)]
     )""")
     for number, kind, values in shown:
         (node,) = (node for node in flow["nodes"] if node["id"] == number)

@@ -1,28 +1,23 @@
 """The help panel of ComfyUI's own frontend: our page in the user's language, with its picture."""
 
 import json
-import shutil
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--use-gl=swiftshader", "--disable-background-networking", "--disable-component-update"]
 NODE = "GimbalSAMG"
 
 
 @pytest.fixture(scope="module")
-def browser():
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
+def running():
+    from devkit import browser
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+    if browser.chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    with browser.browser() as running:
+        yield running
 
 
 @pytest.fixture
@@ -43,12 +38,12 @@ def speaking(server):
 
 
 @pytest.mark.parametrize("language", ["en", "ja", "zh"])
-def test_it_shows_the_page_and_its_picture(browser, server, speaking, artefacts, language):
+def test_it_shows_the_page_and_its_picture(running, server, speaking, artefacts, language):
+    from devkit import browser
+
     speaking(language)
-    page = browser.new_page(viewport={"width": 1500, "height": 1000})
-    page.goto(server.url)
-    page.wait_for_function("node => Boolean(window.app?.graph && LiteGraph.registered_node_types[node])", arg=NODE)
-    page.wait_for_timeout(2000)  # the frontend has no word for "all set"
+    page = browser.opened(running, server.url, 1500, 1000)
+    browser.render(page, vue=False)
     page.evaluate(
         """node => {
             app.graph.clear()
@@ -60,7 +55,7 @@ def test_it_shows_the_page_and_its_picture(browser, server, speaking, artefacts,
         NODE,
     )
     page.wait_for_timeout(500)
-    page.mouse.click(700, 185)  # its title: a selected node has buttons over it
+    browser.click_title(page)  # a selected node has buttons over it
     page.get_by_test_id("info-button").click()
     page.wait_for_selector(".node-help-content h2")
     page.wait_for_function("() => document.querySelector('.node-help-content img')?.naturalWidth > 0")
