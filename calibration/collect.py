@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from .statistics import SIGMA_TOLERANCE
 from .validate import MOST_COUNT, MOST_VALUE, derived_variance, range_fault, value_fault
 
 FORMAT = "gimbal.qdrift.run/3"
+Part = TypeVar("Part")
 STATE = ("state_count", "state_mean", "state_m2")
 
 
@@ -117,7 +119,7 @@ class RunMoments:
         return cls(channels, trim, tensors["sigma"].tolist(), moments, residuals, states)
 
 
-def _each(make: Callable, tensors: dict[str, Tensor], *names: str) -> list:
+def _each(make: Callable[..., Part], tensors: dict[str, Tensor], *names: str) -> list[Part]:
     return [make(*row) for row in zip(*(tensors[name] for name in names), strict=True)]
 
 

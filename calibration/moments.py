@@ -74,9 +74,10 @@ class JointMoments(Moments):
             raise ValueError(f"{where}: trim is {trim}; pass a positive number of standard deviations, or None.")
         part = self._measured(values)
         if trim is not None and part._m2.isfinite().all():
-            part = self._trimmed(values, trim, part)
-            if part is None:
+            kept = self._trimmed(values, trim, part)
+            if kept is None:
                 raise ValueError(f"{where}: trim {trim} leaves nothing of a channel; raise it (4 is usual).")
+            part = kept
         self._add(part, where, values)
 
     def _trimmed(self, values: tuple[Tensor, Tensor], trim: float, whole: JointMoments) -> JointMoments | None:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors
 from safetensors.torch import save_file
@@ -115,11 +115,12 @@ class Opened:
     metadata: dict[str, str]
     layout: dict[str, tuple[str, tuple[int, ...]]]  # dtype, such as "F32", and shape of each tensor
     _path: Path
-    _file: object
+    _file: Any  # safetensors.safe_open, whose types its versions state differently
 
     def tensor(self, name: str) -> Tensor:
         """A copy: what safetensors returns is mapped to the file, which may change or be removed."""
-        return self._file.get_tensor(name).clone()
+        found: Tensor = self._file.get_tensor(name)
+        return found.clone()
 
     def rows(self, name: str) -> Iterator[Tensor]:
         """One after the other along the first dimension, so that one of them is in memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 MOST_SHOWN = 300  # characters of a foreign text in a message
 
@@ -24,7 +25,7 @@ def shown(value: object, most: int | None = MOST_SHOWN) -> str:
     )
 
 
-def strict_json(text: str) -> object:
+def strict_json(text: str) -> Any:
     """A JSON value, in which every name of an object stands once and every number is finite.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ def write_header(folder: Path, settings: Mapping[str, object], tensors: Mapping[
     storage.write(folder / HEADER, tensors, {"format": FORMAT, "settings": json.dumps(settings)})
 
 
-def read_header(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors as written: latent (B, C, *spatial) and sigmas (steps + 1,).
 
     Raises:
@@ -74,7 +75,7 @@ def _settings_fault(settings: object) -> str | None:
     def text(value: object) -> bool:
         return isinstance(value, str)
 
-    checks = {
+    checks: dict[str, Callable[[Any], bool]] = {
         "key": text,
         "traits": lambda value: isinstance(value, dict),
         "cfg": lambda value: is_number(value, 0.0, 1e6),
@@ -97,8 +98,8 @@ def _settings_fault(settings: object) -> str | None:
     return _traits_fault(settings["traits"])
 
 
-def _traits_fault(traits: dict) -> str | None:
-    checks = {
+def _traits_fault(traits: dict[str, Any]) -> str | None:
+    checks: dict[str, Callable[[Any], bool]] = {
         "path": lambda value: value in ("ve", "flow"),
         "kind": lambda value: isinstance(value, str),
         "channels": lambda value: is_whole(value, 1, 4096),
