@@ -139,7 +139,7 @@ def test_report_is_a_picture_and_a_text(folder, artefacts, monkeypatch):
         image, text = GimbalQDriftReport.execute(statistics()).args
         assert image.ndim == 4 and image.shape[-1] == 3 and 0 <= image.min() < image.max() <= 1
         Image.fromarray((image[0].numpy() * 255).astype(np.uint8)).save(artefacts / f"qdrift_report_{name}.png")
-    assert "Euler gain" in text and text.rstrip().endswith(statistics().verdict())
+    assert "Gain c by rule auto" in text and text.rstrip().endswith(statistics().verdict())
 
 
 def test_a_huge_file_is_not_hashed(folder, monkeypatch):
