@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import folder_paths
@@ -23,45 +23,48 @@ logger = logging.getLogger(__name__)
 PLAIN = (str, int, float, bool)  # what stands in a widget
 
 
-def note(node: str, inputs: Mapping[str, object], path: Path) -> None:
-    """Remember that a node wrote this file or folder for these inputs. What cannot be noted is said in the log."""
-    widgets = {name: value for name, value in inputs.items() if isinstance(value, PLAIN)}
+def note(node: str, inputs: Mapping[str, object], path: Path, before: int) -> None:
+    """Remember that a node wrote this file for these inputs. What cannot be noted is said in the log.
+
+    Args:
+        before: `losses` of the same inputs before the file was written, which `losses` gives again from now on.
+    """
+    widgets = _widgets(inputs)
     place = _home() / f"{identity.digest(node, widgets, str(path))}.json"
-    lost = 0
+    others = sum(lost for each, lost in _noted(node, widgets) if each != place)
+    entry = {"node": node, "widgets": widgets, "path": str(path), "lost": max(0, before - others)}
+    draft = place.with_suffix(f".{os.getpid()}.tmp")
     try:
-        before = _read(place)
-        if before is not None:
-            lost = before["lost"] + (not before["there"])
         _home().mkdir(parents=True, exist_ok=True)
-        entry = {"node": node, "widgets": widgets, "path": str(path), "lost": lost}
-        draft = place.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text(json.dumps(entry), encoding="ascii")
         os.replace(draft, place)
     except OSError as error:
         logger.warning("%s: a note of what it wrote cannot be kept (%s).", node, shown(error))
 
 
-def losses(node: str, widgets: Mapping[str, object]) -> int:
-    """Files that this node wrote for inputs with these widgets and that have been deleted since, one by one."""
-    widgets = {name: value for name, value in widgets.items() if isinstance(value, PLAIN)}
-    found = [_read(place) for place in sorted(_home().glob("*.json"))]
-    return sum(
-        entry["lost"] + (not entry["there"])
-        for entry in found
-        if entry is not None
-        and entry["node"] == node
-        and all(entry["widgets"].get(name) == value for name, value in widgets.items())
-    )
+def losses(node: str, inputs: Mapping[str, object]) -> int:
+    """How many times files that this node wrote for inputs with these widgets were deleted."""
+    return sum(lost for _, lost in _noted(node, _widgets(inputs)))
+
+
+def _widgets(inputs: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in inputs.items() if isinstance(value, PLAIN)}
+
+
+def _noted(node: str, widgets: Mapping[str, object]) -> Iterator[tuple[Path, int]]:
+    """Notes whose inputs have these widgets, and the losses of each."""
+    for place in _home().glob("*.json"):
+        try:
+            entry = strict_json(place.read_text(encoding="ascii"))
+            same = entry["node"] == node and all(
+                entry["widgets"].get(name) == value for name, value in widgets.items()
+            )
+            lost = int(entry["lost"]) + (not os.path.lexists(entry["path"]))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # no note of ours
+        if same:
+            yield place, lost
 
 
 def _home() -> Path:
     return Path(folder_paths.get_temp_directory()) / "gimbal_qdrift"
-
-
-def _read(place: Path) -> dict | None:
-    """A note, and whether its file is still as it was; None if there is none."""
-    try:
-        entry = strict_json(place.read_text(encoding="ascii"))
-        return {**entry, "lost": int(entry["lost"]), "there": os.path.lexists(entry["path"])}
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

@@ -60,6 +60,10 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         cls, full_model, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out,
         prompts, negative_prompt, correction, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
+        widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
+        widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "mode": mode, "trim": trim}
+        widgets |= {"negative_prompt": negative_prompt, "correction": correction, "filename": filename}
+        before = written.losses(cls.NAME, widgets)
         full, quantized = (
             checked(cls.NAME, "full_model", full_model),
             checked(cls.NAME, "quantized_model", quantized_model),
@@ -102,10 +106,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             quantization=identity.quantization(quantized_model),
         )
         store.clear()
-        widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
-        widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "mode": mode, "trim": trim}
-        widgets |= {"negative_prompt": negative_prompt, "correction": correction, "filename": filename}
-        written.note(cls.NAME, widgets, finished.path)
+        written.note(cls.NAME, widgets, finished.path, before)
         return _calibrating.shown(cls, finished)
 
 

@@ -102,8 +102,9 @@ class GimbalQDriftMerge(io.ComfyNode):
             raise ValueError(f"{cls.NAME}: {str(error).removeprefix('QDriftStatistics.merge: ')}") from error
         if not filename.strip():
             return io.NodeOutput(merged, "")
+        before = written.losses(cls.NAME, {"filename": filename})
         path = qdrift_folder.save(merged, filename)
-        written.note(cls.NAME, {"filename": filename}, path)
+        written.note(cls.NAME, {"filename": filename}, path, before)
         logger.info(
             "%s: wrote %s, %d runs of %d calibrations.",
             cls.NAME,

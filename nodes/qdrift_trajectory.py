@@ -55,6 +55,10 @@ class GimbalQDriftRecord(io.ComfyNode):
         cls, full_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
         negative_prompt, name, sigmas=None, positive=None, negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
+        widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
+        widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts}
+        widgets |= {"negative_prompt": negative_prompt, "name": name}
+        before = written.losses(cls.NAME, widgets)
         traits = checked(cls.NAME, "full_model", full_model)
         schedule = made_schedule(cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas)
         weights = identity.weights_digest(full_model)
@@ -88,9 +92,7 @@ class GimbalQDriftRecord(io.ComfyNode):
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
         progress = Progress(cls.NAME, unique_id(cls), len(planned) * schedule.steps)
         record_all(cls.NAME, full_model, schedule, planned, store, progress)
-        widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
-        widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "name": name}
-        written.note(cls.NAME, {**widgets, "negative_prompt": negative_prompt}, folder / HEADER)
+        written.note(cls.NAME, widgets, folder / HEADER, before)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
 
@@ -147,6 +149,9 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         cls, quantized_model, trajectory, prompts, negative_prompt, correction, trim, filename, positive=None,
         negative=None, clip=None,
     ) -> io.NodeOutput:  # fmt: skip
+        widgets = {"trajectory": trajectory, "prompts": prompts, "negative_prompt": negative_prompt}
+        widgets |= {"correction": correction, "trim": trim, "filename": filename}
+        before = written.losses(cls.NAME, widgets)
         folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
         settings, full, schedule = recorded(folder)
         traits = checked(cls.NAME, "quantized_model", quantized_model)
@@ -185,9 +190,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             quantized_digest=weights,
             quantization=identity.quantization(quantized_model),
         )
-        widgets = {"trajectory": trajectory, "prompts": prompts, "negative_prompt": negative_prompt}
-        widgets |= {"correction": correction, "trim": trim, "filename": filename}
-        written.note(cls.NAME, widgets, finished.path)
+        written.note(cls.NAME, widgets, finished.path, before)
         return _calibrating.shown(cls, finished)
 
 

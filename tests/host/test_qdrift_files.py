@@ -181,8 +181,9 @@ def test_losses_rise_when_a_file_is_deleted_and_stay_when_it_is_written_again(fo
     path, widgets = folder / "a.safetensors", {"filename": "a", "steps": 3}
     assert written.losses("node", widgets) == 0
     for round in range(3):
+        before = written.losses("node", widgets)
         path.write_bytes(b"")
-        written.note("node", {**widgets, "model": object()}, path)
+        written.note("node", {**widgets, "model": object()}, path, before)
         assert written.losses("node", widgets) == round
         assert written.losses("node", {"filename": "a"}) == round, "steps may come over a link"
         path.unlink()
