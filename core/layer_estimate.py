@@ -1,0 +1,265 @@
+"""How the offsets of `layer_correction.py` are found: paired runs, one after another, in a closed loop (METHODS.md 4.5).
+
+First the full-precision run is watched (`OutputMeans`), then the quantized one is sampled from the same noise with the
+correction on (`ClosedLoop`): at each place the error that is left there is measured, taken into the estimate and taken
+out in the same moment, before later layers see it. Measured with the correction off, every layer would take out again
+what layers before it have taken out already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .layer_correction import LayerOffsets, Layout, add_offset
+from .places import Act, Place
+
+
+def position_mean(y: Tensor, axis: int = -1) -> Tensor:
+    """Mean over positions, (B, C), in float32, or float64 of float64.
+
+    Args:
+        y: (B, ..., C) with axis -1, (B, C, *spatial) with axis 1; any float dtype.
+    """
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    if axis == -1:
+        return y.flatten(1, -2).mean(1, dtype=dtype)
+    return y.flatten(2).mean(2, dtype=dtype)
+
+
+class OutputMeans:
+    """Of one run: the mean of each place's channels, over all positions, at each noise level and in each branch.
+
+    Args:
+        layout: of the places. levels: S, noise levels at which the network is called in the run.
+        branches: of the guidance: 2 with a negative prompt.
+        device: of the network.
+    """
+
+    def __init__(self, layout: Layout, levels: int, branches: int = 2, device: torch.device | str = "cpu") -> None:
+        self.layout = layout
+        self._sums = torch.zeros(levels, branches, layout.width, device=device)
+        self._counts = torch.zeros(levels, branches, len(layout.places), dtype=torch.int64)
+        self._number = {place: number for number, place in enumerate(layout.places)}
+
+    def at(self, level: int, branches: Sequence[int]) -> Act:
+        """What `places.acting` is to do in one network call; it changes no output.
+
+        Args:
+            level: index of the noise level.
+            branches: of the chunks of the batch, in order, as ComfyUI's cond_or_uncond.
+        """
+
+        def watch(place: Place, y: Tensor) -> Tensor:
+            for branch, mean in zip(branches, _chunk_means(place, y, branches), strict=True):
+                self._sums[level, branch, self.layout.columns(place)] += mean
+                self._counts[level, branch, self._number[place]] += 1
+            return y
+
+        return watch
+
+    def values(self) -> Tensor:
+        """(S, branches, W) float32. A branch that was never called at a level has the others' mean there.
+
+        Raises:
+            ValueError: a place was not passed at some level.
+        """
+        missing = (self._counts.sum(1) == 0).nonzero()
+        if len(missing):
+            level, number = missing[0].tolist()
+            raise ValueError(
+                f"OutputMeans: {self.layout.places[number].name} was not passed at level {level + 1} of "
+                f"{len(self._counts)} ({len(missing)} such); leave out places that some calls skip."
+            )
+        repeats = torch.tensor([place.channels for place in self.layout.places])
+        counts = self._counts.repeat_interleave(repeats, 2).to(self._sums.device)
+        pooled = self._sums.sum(1, keepdim=True) / counts.sum(1, keepdim=True)
+        return torch.where(counts > 0, self._sums / counts.clamp(min=1), pooled)
+
+
+class RunMeans:
+    """Mean over runs, and its standard error, of a tensor that each run gives.
+
+    Merges exactly (Chan, Golub, LeVeque 1979). float64 on the CPU; float32 elsewhere, where float64 may be missing.
+
+    Attributes:
+        count: runs. mean, m2: of the given shape; m2 is the sum of squared deviations.
+    """
+
+    def __init__(self, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
+        self.count = 0
+        self.mean = torch.zeros(*shape, dtype=dtype, device=device)
+        self.m2 = torch.zeros_like(self.mean)
+
+    @classmethod
+    def from_parts(cls, count: int, mean: Tensor, m2: Tensor) -> RunMeans:
+        """An instance from its attributes, as stored. ValueError if they cannot be such attributes."""
+        usable = mean.shape == m2.shape and bool((mean.isfinite() & m2.isfinite() & (m2 >= 0)).all())
+        if count < 0 or not usable:
+            raise ValueError(f"RunMeans: {count} runs, mean {tuple(mean.shape)}, m2 {tuple(m2.shape)} cannot be such.")
+        made = cls(mean.shape, mean.device)
+        made.count, made.mean, made.m2 = count, mean.to(made.mean), m2.to(made.mean)
+        return made
+
+    def with_run(self, value: Tensor) -> RunMeans:
+        """These runs and one more, whose tensor this is.
+
+        Raises:
+            ValueError: another shape, NaN or infinity.
+        """
+        if value.shape != self.mean.shape or not value.isfinite().all():
+            raise ValueError(
+                f"RunMeans: a run's {tuple(value.shape)} does not fit {tuple(self.mean.shape)}, or holds NaN or "
+                "infinity; leave this run out."
+            )
+        made = RunMeans(self.mean.shape, self.mean.device)
+        made.count = self.count + 1
+        made.mean, made.m2 = included(self.count, self.mean, self.m2, value.to(self.mean))
+        return made
+
+    def merge(self, other: RunMeans) -> RunMeans:
+        """The runs of both, as if measured together. ValueError if the shapes differ."""
+        if other.mean.shape != self.mean.shape:
+            raise ValueError(f"RunMeans: {tuple(other.mean.shape)} and {tuple(self.mean.shape)}; merge equal shapes.")
+        made = RunMeans(self.mean.shape, self.mean.device)
+        made.count = self.count + other.count
+        share = other.count / max(made.count, 1)
+        apart = other.mean.to(self.mean) - self.mean
+        made.mean = self.mean + apart * share
+        made.m2 = self.m2 + other.m2.to(self.m2) + apart.square() * (self.count * share)
+        return made
+
+    def standard_error(self) -> Tensor:
+        """Of the mean, over runs. ValueError with fewer than two runs, which show no spread."""
+        if self.count < 2:
+            raise ValueError(f"RunMeans.standard_error: {self.count} runs show no spread; pass two or more.")
+        return (self.m2 / (self.count * (self.count - 1))).sqrt()
+
+
+def included(count: int, mean: Tensor, m2: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations once `value` has joined `count` values."""
+    apart = value - mean
+    return mean + apart / (count + 1), m2 + apart.square() * (count / (count + 1))
+
+
+def shrunk(mean: Tensor, standard_error: Tensor) -> Tensor:
+    """Each mean moved towards 0 by what may be noise: mean max(0, 1 - standard_error^2 / mean^2).
+
+    The positive-part Wiener factor with the signal's power estimated by mean^2 - standard_error^2. A mean within its
+    own standard error becomes 0; of pure noise a third of the power is left.
+
+    Args:
+        mean, standard_error: the same shape.
+    """
+    square = mean.square()
+    kept = (square - standard_error.square()).clamp(min=0.0)
+    return mean * (kept / square).where(square > 0, 0.0)
+
+
+class ClosedLoop:
+    """One quantized run: measures what is left of the error at each place, and takes it out at once.
+
+    Args:
+        layout: of the places.
+        groups: for each noise level of the run the row of offsets that it shares, 0 to G - 1.
+        full: (S, branches, W) from `OutputMeans.values` of the full-precision run with the same noise and prompts.
+        earlier: the runs before this one, of shape (G, W).
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+
+    def __init__(self, layout: Layout, groups: Sequence[int], full: Tensor, earlier: RunMeans) -> None:
+        rows = max(groups, default=-1) + 1
+        if full.ndim != 3 or (len(full), full.shape[2]) != (len(groups), layout.width):
+            raise ValueError(
+                f"ClosedLoop: full is {tuple(full.shape)}; pass ({len(groups)}, branches, {layout.width})."
+            )
+        if sorted(set(groups)) != list(range(rows)) or earlier.mean.shape != (rows, layout.width):
+            raise ValueError(
+                f"ClosedLoop: groups {list(groups)} and earlier runs of {tuple(earlier.mean.shape)} do not fit; number "
+                "the groups from 0 without a gap, and give earlier runs a row each."
+            )
+        self.layout, self._groups, self._full, self._count = layout, groups, full, earlier.count
+        self._mean, self._m2 = (part.to(full.device, torch.float32) for part in (earlier.mean, earlier.m2))
+        self._sums = torch.zeros(rows, layout.width, device=full.device)
+        self._counts: dict[tuple[int, Place], int] = {}
+
+    def at(self, level: int, branches: Sequence[int]) -> Act:
+        """What `places.acting` is to do in one network call. Arguments as in `OutputMeans.at`."""
+        group = self._groups[level]
+
+        def correct(place: Place, y: Tensor) -> Tensor:
+            columns = self.layout.columns(place)
+            left = [
+                self._full[level, branch, columns] - mean
+                for branch, mean in zip(branches, _chunk_means(place, y, branches), strict=True)
+            ]
+            count = self._counts.get((group, place), 0) + len(left)
+            self._counts[group, place] = count
+            self._sums[group, columns] += sum(left)
+            difference = self._sums[group, columns] / count
+            mean, m2 = included(self._count, self._mean[group, columns], self._m2[group, columns], difference)
+            return add_offset(y, _best(self._count + 1, mean, m2), place.axis)
+
+        return correct
+
+    def difference(self) -> Tensor:
+        """(G, W) float32: the run's mean difference, for `RunMeans.with_run`.
+
+        Raises:
+            ValueError: a place was not passed in some group, as in a run that was cancelled.
+        """
+        wanted = (self._sums.shape[0]) * len(self.layout.places)
+        if len(self._counts) < wanted:
+            raise ValueError(
+                f"ClosedLoop: {wanted - len(self._counts)} of {wanted} means were not measured; take whole runs only."
+            )
+        counts = [[self._counts[group, place] for place in self.layout.places] for group in range(len(self._sums))]
+        repeats = torch.tensor([place.channels for place in self.layout.places])
+        return self._sums / torch.tensor(counts).repeat_interleave(repeats, 1).to(self._sums.device)
+
+
+def offsets(layout: Layout, sigmas: Sequence[float], groups: Sequence[int], runs: RunMeans) -> LayerOffsets:
+    """The table to be used: the runs' means, shrunk where two runs or more tell their error.
+
+    Args:
+        sigmas: S noise levels, decreasing; groups: as in `ClosedLoop`. A group stands at its levels' geometric mean.
+    Raises:
+        ValueError: there are no runs, or groups do not follow one another.
+    """
+    if runs.count == 0:
+        raise ValueError("layer_estimate.offsets: there are no runs; measure one at least.")
+    if len(sigmas) != len(groups) or any(b not in (a, a + 1) for a, b in pairwise(groups)):
+        raise ValueError(
+            f"layer_estimate.offsets: groups {list(groups)} of {len(sigmas)} levels must follow in order."
+        )
+    logs = [
+        [math.log(s) for s, g in zip(sigmas, groups, strict=True) if g == group] for group in range(len(runs.mean))
+    ]
+    sigma = torch.tensor([math.exp(sum(each) / len(each)) for each in logs], dtype=torch.float64)
+    return LayerOffsets(layout.places, sigma, _best(runs.count, runs.mean, runs.m2).float())
+
+
+def even_groups(levels: int, groups: int) -> list[int]:
+    """`levels` noise levels in groups of as equal a size as can be, in order."""
+    if not 1 <= groups <= levels:
+        raise ValueError(f"even_groups: {groups} groups of {levels} levels; pass 1 to {levels}.")
+    return [level * groups // levels for level in range(levels)]
+
+
+def _best(count: int, mean: Tensor, m2: Tensor) -> Tensor:
+    return mean if count < 2 else shrunk(mean, (m2 / (count * (count - 1))).sqrt())
+
+
+def _chunk_means(place: Place, y: Tensor, branches: Sequence[int]) -> list[Tensor]:
+    """One (C,) for each chunk of the batch."""
+    if not branches or len(y) % len(branches):
+        raise ValueError(
+            f"{place.name}: a batch of {len(y)} does not divide into {len(branches)} chunks; leave this place out."
+        )
+    return list(position_mean(y, place.axis).float().unflatten(0, (len(branches), -1)).mean(1))
