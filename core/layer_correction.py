@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .places import Act
-
 from .places import Place
+
+if TYPE_CHECKING:
+    from .place_hooks import Act
 
 SIGMA, OFFSET, PLACES = "layer_sigma", "layer_offset", "layer_places"  # two tensors and a metadata entry
 REMEDY = "calibrate again"
@@ -100,7 +100,7 @@ class LayerOffsets:
         return torch.lerp(*rows, share)
 
     def acting(self, sigma: float | Tensor, strength: float = 1.0) -> Act:
-        """What `places.acting` is to do in a network call at this noise level: add `strength` times the offsets.
+        """What `place_hooks.acting` is to do in a network call at this noise level: add `strength` times the offsets.
 
         Strength 0 gives every tensor back as it is, bit for bit.
 

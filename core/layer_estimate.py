@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from .layer_correction import LayerOffsets, Layout, add_offset
-from .places import Act, Place
+from .place_hooks import Act
+from .places import Place
+from .run_means import RunMeans, best, included
 
 
 def position_mean(y: Tensor, axis: int = -1) -> Tensor:
@@ -47,7 +49,7 @@ class OutputMeans:
         self._number = {place: number for number, place in enumerate(layout.places)}
 
     def at(self, level: int, branches: Sequence[int]) -> Act:
-        """What `places.acting` is to do in one network call; it changes no output.
+        """What `place_hooks.acting` is to do in one network call; it changes no output.
 
         Args:
             level: index of the noise level.
@@ -81,86 +83,6 @@ class OutputMeans:
         return torch.where(counts > 0, self._sums / counts.clamp(min=1), pooled)
 
 
-class RunMeans:
-    """Mean over runs, and its standard error, of a tensor that each run gives.
-
-    Merges exactly (Chan, Golub, LeVeque 1979). float64 on the CPU; float32 elsewhere, where float64 may be missing.
-
-    Attributes:
-        count: runs. mean, m2: of the given shape; m2 is the sum of squared deviations.
-    """
-
-    def __init__(self, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
-        self.count = 0
-        self.mean = torch.zeros(*shape, dtype=dtype, device=device)
-        self.m2 = torch.zeros_like(self.mean)
-
-    @classmethod
-    def from_parts(cls, count: int, mean: Tensor, m2: Tensor) -> RunMeans:
-        """An instance from its attributes, as stored. ValueError if they cannot be such attributes."""
-        usable = mean.shape == m2.shape and bool((mean.isfinite() & m2.isfinite() & (m2 >= 0)).all())
-        if count < 0 or not usable:
-            raise ValueError(f"RunMeans: {count} runs, mean {tuple(mean.shape)}, m2 {tuple(m2.shape)} cannot be such.")
-        made = cls(mean.shape, mean.device)
-        made.count, made.mean, made.m2 = count, mean.to(made.mean), m2.to(made.mean)
-        return made
-
-    def with_run(self, value: Tensor) -> RunMeans:
-        """These runs and one more, whose tensor this is.
-
-        Raises:
-            ValueError: another shape, NaN or infinity.
-        """
-        if value.shape != self.mean.shape or not value.isfinite().all():
-            raise ValueError(
-                f"RunMeans: a run's {tuple(value.shape)} does not fit {tuple(self.mean.shape)}, or holds NaN or "
-                "infinity; leave this run out."
-            )
-        made = RunMeans(self.mean.shape, self.mean.device)
-        made.count = self.count + 1
-        made.mean, made.m2 = included(self.count, self.mean, self.m2, value.to(self.mean))
-        return made
-
-    def merge(self, other: RunMeans) -> RunMeans:
-        """The runs of both, as if measured together. ValueError if the shapes differ."""
-        if other.mean.shape != self.mean.shape:
-            raise ValueError(f"RunMeans: {tuple(other.mean.shape)} and {tuple(self.mean.shape)}; merge equal shapes.")
-        made = RunMeans(self.mean.shape, self.mean.device)
-        made.count = self.count + other.count
-        share = other.count / max(made.count, 1)
-        apart = other.mean.to(self.mean) - self.mean
-        made.mean = self.mean + apart * share
-        made.m2 = self.m2 + other.m2.to(self.m2) + apart.square() * (self.count * share)
-        return made
-
-    def standard_error(self) -> Tensor:
-        """Of the mean, over runs. ValueError with fewer than two runs, which show no spread."""
-        if self.count < 2:
-            raise ValueError(f"RunMeans.standard_error: {self.count} runs show no spread; pass two or more.")
-        return (self.m2 / (self.count * (self.count - 1))).sqrt()
-
-
-def included(count: int, mean: Tensor, m2: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations once `value` has joined `count` values."""
-    apart = value - mean
-    return mean + apart / (count + 1), m2 + apart.square() * (count / (count + 1))
-
-
-def shrunk(mean: Tensor, standard_error: Tensor) -> Tensor:
-    """Each mean moved towards 0 by what may be noise: mean max(0, 1 - standard_error^2 / mean^2).
-
-    The positive-part Wiener factor with the signal's power estimated by mean^2 - standard_error^2. A mean within its
-    own standard error becomes 0; of pure noise a third of the power is left.
-
-    Args:
-        mean, standard_error: the same shape.
-    """
-    square = mean.square()
-    kept = (square - standard_error.square()).clamp(min=0.0)
-    return mean * (kept / square).where(square > 0, 0.0)
-
-
 class ClosedLoop:
     """One quantized run: measures what is left of the error at each place, and takes it out at once.
 
@@ -190,7 +112,7 @@ class ClosedLoop:
         self._counts: dict[tuple[int, Place], int] = {}
 
     def at(self, level: int, branches: Sequence[int]) -> Act:
-        """What `places.acting` is to do in one network call. Arguments as in `OutputMeans.at`."""
+        """What `place_hooks.acting` is to do in one network call. Arguments as in `OutputMeans.at`."""
         group = self._groups[level]
 
         def correct(place: Place, y: Tensor) -> Tensor:
@@ -204,7 +126,7 @@ class ClosedLoop:
             self._sums[group, columns] += sum(left)
             difference = self._sums[group, columns] / count
             mean, m2 = included(self._count, self._mean[group, columns], self._m2[group, columns], difference)
-            return add_offset(y, _best(self._count + 1, mean, m2), place.axis)
+            return add_offset(y, best(self._count + 1, mean, m2), place.axis)
 
         return correct
 
@@ -242,7 +164,7 @@ def offsets(layout: Layout, sigmas: Sequence[float], groups: Sequence[int], runs
         [math.log(s) for s, g in zip(sigmas, groups, strict=True) if g == group] for group in range(len(runs.mean))
     ]
     sigma = torch.tensor([math.exp(sum(each) / len(each)) for each in logs], dtype=torch.float64)
-    return LayerOffsets(layout.places, sigma, _best(runs.count, runs.mean, runs.m2).float())
+    return LayerOffsets(layout.places, sigma, best(runs.count, runs.mean, runs.m2).float())
 
 
 def even_groups(levels: int, groups: int) -> list[int]:
@@ -250,10 +172,6 @@ def even_groups(levels: int, groups: int) -> list[int]:
     if not 1 <= groups <= levels:
         raise ValueError(f"even_groups: {groups} groups of {levels} levels; pass 1 to {levels}.")
     return [level * groups // levels for level in range(levels)]
-
-
-def _best(count: int, mean: Tensor, m2: Tensor) -> Tensor:
-    return mean if count < 2 else shrunk(mean, (m2 / (count * (count - 1))).sqrt())
 
 
 def _chunk_means(place: Place, y: Tensor, branches: Sequence[int]) -> list[Tensor]:

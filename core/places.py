@@ -1,4 +1,4 @@
-"""Places of a network whose outputs are measured or corrected, and forward hooks that live for one call of it.
+"""Places of a network whose outputs are measured or corrected: their names, in a full-precision network and its quantized form.
 
 A place is the output of a linear layer, or of a transformer or UNet block. It is found by its module's name, so that the
 same place is found in a full-precision network and in a quantized one whose classes differ. Three kinds: all linear layers;
@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 Kind = Literal["residual", "linear", "block"]
 KINDS = ("residual", "linear", "block")
-Act = Callable[["Place", Tensor], Tensor]
 
 # Names of the last part of the path of queries, keys and values, which may be as wide as the residual stream.
 _ATTENTION_INPUT = re.compile(r"(^|_)(q|k|v|qk|kv|qkv)(_|$)|^w(q|k|v|qkv)$")
-_CHANNELS_FIRST = ("Conv", "GroupNorm")  # class names' parts: modules that know channels at dimension 1 only
 
 
 @dataclass(frozen=True)
@@ -112,88 +109,6 @@ def multiply_adds(module: nn.Module, output: Tensor) -> int:
     return output.numel() * module.in_features
 
 
-@contextmanager
-def observing(network: nn.Module, modules: Iterable[str]) -> Iterator[list[Place]]:
-    """While it is entered, one call of the network fills the list with the places that the call passed.
-
-    Left out: modules that the call did not enter or entered twice, outputs that are no floating-point tensors of at
-    least 3 dimensions, and blocks within a block that is in the list.
-
-    Raises:
-        ValueError: the network has no module of a name.
-    """
-    seen: list[Place] = []
-    entered: Counter[str] = Counter()
-
-    def observe(name: str, module: nn.Module, output: Any) -> None:
-        entered[name] += 1
-        for part, y in enumerate(_parts(output)):
-            if isinstance(y, Tensor) and y.is_floating_point() and y.ndim >= 3:
-                axis = _channel_axis(module, y)
-                seen.append(Place(name, part, y.shape[axis], axis))
-
-    with _hooks(network, modules, observe):
-        yield seen
-    once = {place.name for place in seen if entered[place.name] == 1}
-    order = {name: index for index, name in enumerate(dict.fromkeys(place.name for place in seen))}
-    kept = [place for place in seen if place.name in once and not _outer(place.name) & once]
-    seen[:] = sorted(kept, key=lambda place: order[place.name])
-
-
-@contextmanager
-def acting(network: nn.Module, places: Sequence[Place], act: Act) -> Iterator[set[Place]]:
-    """While it is entered, each place's output y becomes act(place, y). Enter it for one call of the network.
-
-    No hook outlives it, however it is left. An output that does not fit its place is left as it is.
-
-    Yields:
-        The places passed so far: what is missing after the call was not reached, or had another shape.
-    Raises:
-        ValueError: the network lacks a place's module.
-    """
-    at: dict[str, dict[int, Place]] = {}
-    for place in places:
-        at.setdefault(place.name, {})[place.part] = place
-    passed: set[Place] = set()
-
-    def change(name: str, module: nn.Module, output: Any) -> Any:
-        wanted, parts = at[name], _parts(output)
-        changed = list(parts)
-        for part, place in wanted.items():
-            if part < len(parts) and _fits(place, parts[part]):
-                changed[part] = act(place, parts[part])
-                passed.add(place)
-        if all(new is old for new, old in zip(changed, parts, strict=True)):
-            return None  # torch then keeps the output itself
-        return _like(output, changed)
-
-    with _hooks(network, at, change):
-        yield passed
-
-
-@contextmanager
-def _hooks(network: nn.Module, modules: Iterable[str], see: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
-    """Forward hooks see(name, module, output) on these modules; all gone at the end, also if one cannot be put on."""
-    inside = dict(network.named_modules())
-    modules = list(modules)
-    missing = [name for name in modules if name not in inside]
-    if missing:
-        raise ValueError(
-            f"places: {type(network).__name__} has no module {missing[0]!r} ({len(missing)} are missing); "
-            "use what was measured on this architecture."
-        )
-    handles = []
-    try:
-        for name in modules:
-            handles.append(
-                inside[name].register_forward_hook(lambda module, _, output, name=name: see(name, module, output))
-            )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _common(full: nn.Module, quantized: nn.Module, kind: Kind) -> list[str]:
     """A quantized layer may be of any class: its name decides, and its number of output features if it tells one."""
     ours, theirs = dict(full.named_modules()), dict(quantized.named_modules())
@@ -241,32 +156,3 @@ def _opened(name: str, module: nn.Module) -> list[str]:
     if not isinstance(module, nn.Sequential):
         return [name]
     return [name, *(f"{name}.{index}" for index, _ in module.named_children())]
-
-
-def _outer(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:length]) for length in range(1, len(parts))}
-
-
-def _channel_axis(module: nn.Module, y: Tensor) -> int:
-    """-1 for tokens. Maps (B, C, *spatial) are known by convolutions or group norms in the module that gives them."""
-    if y.ndim == 3 or is_linear(module):
-        return -1
-    inside = (type(part).__name__ for part in module.modules())
-    return 1 if any(mark in name for name in inside for mark in _CHANNELS_FIRST) else -1
-
-
-def _fits(place: Place, y: Any) -> bool:
-    return isinstance(y, Tensor) and y.is_floating_point() and y.ndim >= 3 and y.shape[place.axis] == place.channels
-
-
-def _parts(output: Any) -> tuple[Any, ...]:
-    return tuple(output) if isinstance(output, tuple | list) else (output,)
-
-
-def _like(output: Any, parts: list[Any]) -> Any:
-    if not isinstance(output, tuple | list):
-        return parts[0]
-    if hasattr(output, "_fields"):  # a named tuple
-        return type(output)(*parts)
-    return type(output)(parts)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gimbal.core import layer_estimate, places
 from gimbal.core.layer_correction import LayerOffsets, Layout, add_offset
-from gimbal.core.layer_estimate import ClosedLoop, OutputMeans, RunMeans, even_groups, offsets, position_mean, shrunk
+from gimbal.core.layer_estimate import ClosedLoop, OutputMeans, even_groups, offsets, position_mean
+from gimbal.core.place_hooks import acting
 from gimbal.core.places import Place
+from gimbal.core.run_means import RunMeans
 
 FIRST, SECOND = Place("0", 0, 2, -1), Place("1", 0, 3, 1)
 LEVELS = torch.tensor([8.0, 2.0, 0.5], dtype=torch.float64)
@@ -129,55 +130,6 @@ def test_some_places_alone():
         table().only([Place("2", 0, 2, -1)])
 
 
-# Means over runs.
-
-
-def test_means_over_runs_are_the_textbooks_and_merge():
-    runs = randn(7, 2, 5).double() + 1e3
-    each = RunMeans((2, 5))
-    for run in runs:
-        each = each.with_run(run)
-    torch.testing.assert_close(each.mean, runs.mean(0), rtol=1e-14, atol=0)
-    torch.testing.assert_close(each.standard_error(), runs.std(0) / 7**0.5, rtol=1e-10, atol=0)
-    parts = [RunMeans((2, 5)), RunMeans((2, 5))]
-    for index, run in enumerate(runs):
-        parts[index % 2] = parts[index % 2].with_run(run)
-    merged = parts[0].merge(parts[1])
-    torch.testing.assert_close(merged.mean, each.mean, rtol=1e-14, atol=0)
-    torch.testing.assert_close(merged.m2, each.m2, rtol=1e-10, atol=0)
-    assert torch.equal(each.merge(RunMeans((2, 5))).mean, each.mean)
-    again = RunMeans.from_parts(each.count, each.mean, each.m2)
-    assert torch.equal(again.standard_error(), each.standard_error())
-
-
-def test_runs_that_cannot_be_are_refused():
-    one = RunMeans((2,)).with_run(torch.zeros(2))
-    with pytest.raises(ValueError, match="1 runs show no spread"):
-        one.standard_error()
-    for wrong in (torch.zeros(3), torch.tensor([0.0, math.inf])):
-        with pytest.raises(ValueError, match="leave this run out"):
-            one.with_run(wrong)
-    with pytest.raises(ValueError, match="merge equal shapes"):
-        one.merge(RunMeans((3,)))
-    with pytest.raises(ValueError, match="cannot be such"):
-        RunMeans.from_parts(2, torch.zeros(2), torch.tensor([1.0, -1.0]))
-
-
-def test_shrinking_by_the_standard_error():
-    mean = torch.tensor([2.0, -2.0, 0.5, 0.0, 3.0])
-    error = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
-    # 2 (1 - 1/4), its negative, less than its error, nothing, certain
-    assert torch.equal(shrunk(mean, error), torch.tensor([1.5, -1.5, 0.0, 0.0, 3.0]))
-
-
-def test_of_pure_noise_a_third_of_the_power_is_left_and_of_a_signal_nearly_all():
-    noise = randn(200_000)
-    one = torch.ones_like(noise)
-    assert float(shrunk(noise, one).square().mean()) == pytest.approx(1 / 3, abs=0.01)
-    error = (shrunk(noise + 5.0, one) - 5.0).square().mean()
-    assert float(error) < 1.2  # (1 + 1/25)^2 of variance and 1/25 of bias, to first order
-
-
 @pytest.mark.parametrize("axis, shape", [(-1, (2, 3, 5, 4)), (1, (2, 4, 3, 5))])
 def test_means_over_positions_need_no_wide_copy_of_half_precision(axis, shape):
     y = randn(*shape).half() + 1
@@ -222,12 +174,12 @@ def one_run(seed, full, quantized, earlier, groups=GROUPS):
     inputs = [randn(4, 5, 6, seed=100 * seed + level) for level in range(len(groups))]
     means = OutputMeans(layout, len(groups))
     for level, x in enumerate(inputs):
-        with places.acting(full, LISTED, means.at(level, [1, 0])):
+        with acting(full, LISTED, means.at(level, [1, 0])):
             full(x)
     loop = ClosedLoop(layout, groups, means.values(), earlier)
     outputs = []
     for level, x in enumerate(inputs):
-        with places.acting(quantized, LISTED, loop.at(level, [1, 0])):
+        with acting(quantized, LISTED, loop.at(level, [1, 0])):
             outputs.append(quantized(x) - full(x))
     return loop, outputs
 
@@ -246,7 +198,7 @@ def test_a_constant_fault_is_found_exactly_where_it_arises():
     torch.testing.assert_close(found.sigma, torch.tensor([6.0, 1.0]).double())
     x = randn(2, 5, 6, seed=7)
     plain = (quantized(x) - full(x)).abs().max()
-    with places.acting(quantized, LISTED, found.acting(4.0)):
+    with acting(quantized, LISTED, found.acting(4.0)):
         corrected = quantized(x)
     assert float((corrected - full(x)).abs().max()) < 1e-4 * float(plain)
 
@@ -292,10 +244,10 @@ def test_branches_called_apart_give_what_one_call_of_both_gives():
     full, layout = Stack(), Layout(LISTED)
     x = randn(4, 5, 6)
     together, apart = (OutputMeans(layout, 1) for _ in range(2))
-    with places.acting(full, LISTED, together.at(0, [1, 0])):
+    with acting(full, LISTED, together.at(0, [1, 0])):
         full(x)
     for branch, chunk in zip([1, 0], x.chunk(2), strict=True):
-        with places.acting(full, LISTED, apart.at(0, [branch])):
+        with acting(full, LISTED, apart.at(0, [branch])):
             full(chunk)
     torch.testing.assert_close(apart.values(), together.values())
     mean = (full.layers[0](x[2:])).mean((0, 1))
@@ -305,7 +257,7 @@ def test_branches_called_apart_give_what_one_call_of_both_gives():
 @torch.no_grad()
 def test_without_a_negative_prompt_the_other_branch_takes_its_mean():
     full, means = Stack(), OutputMeans(Layout(LISTED), 1)
-    with places.acting(full, LISTED, means.at(0, [0])):
+    with acting(full, LISTED, means.at(0, [0])):
         full(randn(2, 5, 6))
     assert torch.equal(means.values()[0, 0], means.values()[0, 1])
 
@@ -344,10 +296,3 @@ def test_groups_are_even():
     for groups in (0, 4):
         with pytest.raises(ValueError, match="pass 1 to 3"):
             even_groups(3, groups)
-
-
-def test_included_is_one_step_of_the_textbooks_recurrence():
-    values = torch.tensor([3.0, 5.0, 10.0]).double()
-    mean, m2 = values[:2].mean(), values[:2].var() * 1
-    mean, m2 = layer_estimate.included(2, mean, m2, values[2])
-    assert float(mean) == 6.0 and float(m2) == 26.0  # 9 + 1 + 16

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gimbal.core import places
+from gimbal.core.place_hooks import acting, observing
 from gimbal.core.places import Place
 
 WIDTH = 4
@@ -79,7 +80,7 @@ X = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(1))
 def test_residual_places_are_the_outputs_of_attention_and_mlp():
     expected = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("attn.to_out.0", "modulation", "mlp.2")]
     assert sorted(places.names(Network(), "residual")) == sorted(expected)
-    with places.observing(network := Network(), places.names(network, "residual")) as seen:
+    with observing(network := Network(), places.names(network, "residual")) as seen:
         network(X)  # the modulation gives (B, C), which has no positions
     assert seen == [Place(f"blocks.{i}.{name}", 0, WIDTH, -1) for i in (0, 1) for name in ("attn.to_out.0", "mlp.2")]
 
@@ -94,7 +95,7 @@ def test_all_linear_layers_are_places_and_blocks_are_the_lists_members():
 
 def test_a_block_gives_a_place_for_each_of_its_outputs():
     network = Network()
-    with places.observing(network, ["blocks.0"]) as seen:
+    with observing(network, ["blocks.0"]) as seen:
         network(X)
     assert seen == [Place("blocks.0", 0, WIDTH, -1), Place("blocks.0", 1, WIDTH, -1)]
     assert hooks(network) == 0
@@ -106,7 +107,7 @@ def test_of_a_unet_only_what_is_called_is_a_place_and_its_channels_come_first():
     assert wanted == [
         "input_blocks.0", "input_blocks.0.0", "input_blocks.1", "input_blocks.1.0", "input_blocks.1.1", "middle_block", "middle_block.0",
     ]  # fmt: skip
-    with places.observing(network, wanted) as seen:
+    with observing(network, wanted) as seen:
         network(torch.zeros(1, 3, 5, 6))
     found = [(place.name, place.channels, place.axis) for place in seen]
     # A SiLU alone knows nothing of channels. What lies within the middle block, which was called, is left out.
@@ -120,7 +121,7 @@ def test_of_a_unet_only_what_is_called_is_a_place_and_its_channels_come_first():
 
 def test_a_module_entered_twice_is_no_place():
     network = nn.Sequential(layer := nn.Linear(WIDTH, WIDTH), layer, nn.Linear(WIDTH, WIDTH))
-    with places.observing(network, ["0", "2"]) as seen:
+    with observing(network, ["0", "2"]) as seen:
         network(X)
     assert [place.name for place in seen] == ["2"]
 
@@ -145,7 +146,7 @@ def test_common_places_go_by_name_and_width_and_not_by_class():
 def test_a_place_is_changed_and_what_follows_sees_it():
     network, place = Network(), Place("blocks.0", 1, WIDTH, -1)
     plain = network(X)
-    with places.acting(network, [place], lambda _, y: y + 1) as passed:
+    with acting(network, [place], lambda _, y: y + 1) as passed:
         changed = network(X)
     assert passed == {place} and hooks(network) == 0
     context, x = network.blocks[0](torch.zeros(2, 2, WIDTH), network.embed(X), network.embed(X)[:, 0])
@@ -167,7 +168,7 @@ def test_an_output_keeps_its_type_and_what_is_not_a_place():
 
     for kind, expected in (("pair", Pair), ("list", list), ("tuple", tuple)):
         network = nn.Sequential(Gives(kind))
-        with places.acting(network, [Place("0", 0, WIDTH, -1)], lambda _, y: y * 2):
+        with acting(network, [Place("0", 0, WIDTH, -1)], lambda _, y: y * 2):
             found = network(X)
         assert type(found) is expected and torch.equal(found[0], 2 * X)
         if kind != "pair":
@@ -181,7 +182,7 @@ def test_an_output_of_another_shape_is_left_alone_and_told():
         Place("blocks.0", 1, WIDTH + 1, -1),
         Place("blocks.0", 2, 1, -1),
     )
-    with places.acting(network, [there, other, beyond], lambda _, y: y) as passed:
+    with acting(network, [there, other, beyond], lambda _, y: y) as passed:
         found = network(X)
     assert passed == {there} and torch.equal(found, network(X))
 
@@ -196,12 +197,12 @@ def test_no_hook_is_left_after_an_error(where):
             raise RuntimeError("the user pressed Cancel")
         return y
 
-    with pytest.raises(RuntimeError, match="Cancel"), places.acting(network, listed, act):
+    with pytest.raises(RuntimeError, match="Cancel"), acting(network, listed, act):
         assert hooks(network) == 2
         network(X)
         raise RuntimeError("the user pressed Cancel")
     assert hooks(network) == 0
-    with pytest.raises(RuntimeError, match="Cancel"), places.observing(network, ["blocks.0"]):
+    with pytest.raises(RuntimeError, match="Cancel"), observing(network, ["blocks.0"]):
         raise RuntimeError("the user pressed Cancel")
     assert hooks(network) == 0
 
@@ -210,7 +211,7 @@ def test_a_missing_module_is_named_and_leaves_no_hook():
     network = Network()
     listed = [Place("embed", 0, WIDTH, -1), Place("blocks.7", 0, WIDTH, -1)]
     wanted = pytest.raises(ValueError, match=r"Network has no module 'blocks\.7' \(1 are missing\)")
-    with wanted, places.acting(network, listed, lambda _, y: y):
+    with wanted, acting(network, listed, lambda _, y: y):
         pass
     assert hooks(network) == 0
 
@@ -218,7 +219,7 @@ def test_a_missing_module_is_named_and_leaves_no_hook():
 def test_hooks_that_were_there_stay():
     network = Network()
     handle = network.blocks[0].register_forward_hook(lambda module, _, output: None)
-    with places.acting(network, [Place("blocks.0", 1, WIDTH, -1)], lambda _, y: y + 1):
+    with acting(network, [Place("blocks.0", 1, WIDTH, -1)], lambda _, y: y + 1):
         network(X)
     assert list(network.blocks[0]._forward_hooks) == [handle.id]
 
