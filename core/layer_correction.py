@@ -20,7 +20,7 @@ from .places import Place
 if TYPE_CHECKING:
     from .place_hooks import Act
 
-SIGMA, OFFSET, PLACES = "layer_sigma", "layer_offset", "layer_places"  # two tensors and a metadata entry
+SIGMA_END, OFFSET, PLACES = "layer_sigma_end", "layer_offset", "layer_places"  # two tensors and a metadata entry
 REMEDY = "calibrate again"
 
 
@@ -48,56 +48,53 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class LayerOffsets:
-    """What is added to the outputs of a network's places, at G noise levels.
+    """What is added to the outputs of a network's places, in G ranges of noise levels.
+
+    A range keeps one row: the loop that found it had that row at every level of the range, and sampling adds just that.
 
     Attributes:
         places: P of them, with W channels together.
-        sigma: (G,) float64, positive, strictly decreasing. On the CPU.
+        sigma_end: (G,) float64, strictly decreasing to 0: row g serves from above sigma_end[g] to sigma_end[g - 1], the
+            first one without a limit. On the CPU.
         offset: (G, W), any float dtype, in the outputs' units: the places' channels one after another.
+        layout: of the rows.
     Raises:
         ValueError: a shape, an order or a value cannot be, named.
     """
 
     places: tuple[Place, ...]
-    sigma: Tensor
+    sigma_end: Tensor
     offset: Tensor
     layout: Layout = field(init=False, repr=False)
-    _levels: Tensor = field(init=False, repr=False)  # log sigma where the offsets are, so that no call copies it there
+    _edges: Tensor = field(init=False, repr=False)  # sigma_end where the offsets are, so that no call copies it there
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layout", Layout(self.places))
-        object.__setattr__(self, "_levels", self.sigma.log().float().to(self.offset.device))
-        width = self.layout.width
-        if self.sigma.dtype != torch.float64 or self.sigma.ndim != 1 or len(self.sigma) == 0:
-            raise ValueError(f"LayerOffsets: sigma is {_said(self.sigma)}; pass one or more float64 noise levels.")
-        if not (self.sigma.isfinite() & (self.sigma > 0)).all() or (self.sigma.diff() >= 0).any():
-            raise ValueError(f"LayerOffsets: sigma is {self.sigma.tolist()}; pass positive levels that fall strictly.")
-        if not self.offset.is_floating_point() or self.offset.shape != (len(self.sigma), width):
+        object.__setattr__(self, "_edges", self.sigma_end.float().to(self.offset.device))
+        width, ends = self.layout.width, self.sigma_end
+        if ends.dtype != torch.float64 or ends.ndim != 1 or len(ends) == 0:
+            raise ValueError(f"LayerOffsets: sigma_end is {_said(ends)}; pass one or more float64 noise levels.")
+        if not ends.isfinite().all() or (ends.diff() >= 0).any() or float(ends[-1]) != 0.0:
+            raise ValueError(f"LayerOffsets: sigma_end is {ends.tolist()}; pass levels that fall strictly, to 0.")
+        if not self.offset.is_floating_point() or self.offset.shape != (len(ends), width):
             raise ValueError(
-                f"LayerOffsets: offset is {_said(self.offset)}; {len(self.sigma)} levels and these {len(self.places)} "
-                f"places need ({len(self.sigma)}, {width}) floats."
+                f"LayerOffsets: offset is {_said(self.offset)}; {len(ends)} ranges and these {len(self.places)} places "
+                f"need ({len(ends)}, {width}) floats."
             )
         if self.offset.device.type != "meta" and not self.offset.isfinite().all():
             raise ValueError("LayerOffsets: offset holds NaN or infinity; leave the run that gave it out.")
 
     def at(self, sigma: float | Tensor) -> Tensor:
-        """The row for a noise level: linear in log sigma between the levels, held beyond them. No wait for the device.
+        """The row for a noise level, (W,) float32 on the offsets' device. Does not wait for the device.
 
         Args:
             sigma: positive, one value; of a tensor of several, the first.
-        Returns:
-            (W,) float32 on the offsets' device. At a stored level it is the stored row.
         """
-        levels = self._levels
-        given = sigma.flatten()[:1] if isinstance(sigma, Tensor) else torch.full((1,), sigma, device=levels.device)
-        wanted = given.to(levels).log()
-        after = torch.searchsorted(-levels, -wanted)  # the first level at or below it; G beyond the last
-        last = len(levels) - 1
-        above, below = (after - 1).clamp(min=0), after.clamp(max=last)
-        high, low = levels[above], levels[below]
-        share = ((high - wanted) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)).clamp(0.0, 1.0)
-        rows = (self.offset.index_select(0, each).float()[0] for each in (above, below))
-        return torch.lerp(*rows, share)
+        given = (
+            sigma.flatten()[:1] if isinstance(sigma, Tensor) else torch.full((1,), sigma, device=self._edges.device)
+        )
+        index = (self._edges >= given.to(self._edges)).sum(0, keepdim=True).clamp(max=len(self._edges) - 1)
+        return self.offset.index_select(0, index)[0].float()
 
     def acting(self, sigma: float | Tensor, strength: float = 1.0) -> Act:
         """What `place_hooks.acting` is to do in a network call at this noise level: add `strength` times the offsets.
@@ -118,7 +115,7 @@ class LayerOffsets:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LayerOffsets:
         """The same with the offsets on a device, and in another dtype if one is given."""
-        return LayerOffsets(self.places, self.sigma, self.offset.to(device, dtype))
+        return LayerOffsets(self.places, self.sigma_end, self.offset.to(device, dtype))
 
     def only(self, places: Sequence[Place]) -> LayerOffsets:
         """The offsets of these places alone, e.g. of those that a network has. ValueError if a place is not here."""
@@ -126,17 +123,17 @@ class LayerOffsets:
         if unknown:
             raise ValueError(f"LayerOffsets.only: {unknown[0]} has no offsets here; pass places that were calibrated.")
         columns = [self.offset[:, self.layout.columns(place)] for place in places]
-        return LayerOffsets(tuple(places), self.sigma, torch.cat(columns or [self.offset[:, :0]], 1))
+        return LayerOffsets(tuple(places), self.sigma_end, torch.cat(columns or [self.offset[:, :0]], 1))
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and metadata for a safetensors file.
 
-        layer_sigma (G,) float64; layer_offset (G, W) bfloat16, whose range is float32's, as single channels of large
+        layer_sigma_end (G,) float64; layer_offset (G, W) bfloat16, whose range is float32's, as single channels of large
         models exceed float16's; its rounding, at most 0.4 %, is far below the offsets' own error. layer_places is
         JSON: for each place [name, part, channels, axis].
         """
         listed = [[place.name, place.part, place.channels, place.axis] for place in self.places]
-        return {SIGMA: self.sigma, OFFSET: self.offset.cpu().to(torch.bfloat16)}, {PLACES: json.dumps(listed)}
+        return {SIGMA_END: self.sigma_end, OFFSET: self.offset.cpu().to(torch.bfloat16)}, {PLACES: json.dumps(listed)}
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LayerOffsets | None:
@@ -145,7 +142,7 @@ class LayerOffsets:
         Raises:
             ValueError: a part is missing or cannot be.
         """
-        given = [name for name in (SIGMA, OFFSET) if name in tensors] + [PLACES] * (PLACES in metadata)
+        given = [name for name in (SIGMA_END, OFFSET) if name in tensors] + [PLACES] * (PLACES in metadata)
         if not given:
             return None
         if len(given) < 3:
@@ -154,7 +151,7 @@ class LayerOffsets:
             places = tuple(Place(str(name), *map(int, rest)) for name, *rest in json.loads(metadata[PLACES]))
         except (ValueError, TypeError) as error:
             raise ValueError(f"layer correction: {PLACES} cannot be read ({error}); {REMEDY}.") from error
-        return cls(places, tensors[SIGMA], tensors[OFFSET])
+        return cls(places, tensors[SIGMA_END], tensors[OFFSET])
 
 
 def add_offset(y: Tensor, offset: Tensor, axis: int = -1) -> Tensor:

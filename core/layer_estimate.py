@@ -150,7 +150,8 @@ def offsets(layout: Layout, sigmas: Sequence[float], groups: Sequence[int], runs
     """The table to be used: the runs' means, shrunk where two runs or more tell their error.
 
     Args:
-        sigmas: S noise levels, decreasing; groups: as in `ClosedLoop`. A group stands at its levels' geometric mean.
+        sigmas: S noise levels of the network's calls, positive and decreasing. groups: as in `ClosedLoop`. Between two
+            groups the edge is the geometric mean of the levels beside it.
     Raises:
         ValueError: there are no runs, or groups do not follow one another.
     """
@@ -160,11 +161,11 @@ def offsets(layout: Layout, sigmas: Sequence[float], groups: Sequence[int], runs
         raise ValueError(
             f"layer_estimate.offsets: groups {list(groups)} of {len(sigmas)} levels must follow in order."
         )
-    logs = [
-        [math.log(s) for s, g in zip(sigmas, groups, strict=True) if g == group] for group in range(len(runs.mean))
+    ends = [
+        math.sqrt(high * low) for (high, low), (a, b) in zip(pairwise(sigmas), pairwise(groups), strict=True) if a != b
     ]
-    sigma = torch.tensor([math.exp(sum(each) / len(each)) for each in logs], dtype=torch.float64)
-    return LayerOffsets(layout.places, sigma, best(runs.count, runs.mean, runs.m2).float())
+    sigma_end = torch.tensor([*ends, 0.0], dtype=torch.float64)
+    return LayerOffsets(layout.places, sigma_end, best(runs.count, runs.mean, runs.m2).float())
 
 
 def even_groups(levels: int, groups: int) -> list[int]:

@@ -78,9 +78,8 @@ def acting(network: nn.Module, places: Sequence[Place], act: Act) -> Iterator[se
 @contextmanager
 def _hooks(network: nn.Module, modules: Iterable[str], see: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
     """Forward hooks see(name, module, output) on these modules; all gone at the end, also if one cannot be put on."""
-    inside = dict(network.named_modules())
-    modules = list(modules)
-    missing = [name for name in modules if name not in inside]
+    found = {name: _module(network, name) for name in modules}
+    missing = [name for name, module in found.items() if module is None]
     if missing:
         raise ValueError(
             f"places: {type(network).__name__} has no module {missing[0]!r} ({len(missing)} are missing); "
@@ -88,14 +87,22 @@ def _hooks(network: nn.Module, modules: Iterable[str], see: Callable[[str, nn.Mo
         )
     handles = []
     try:
-        for name in modules:
+        for name, module in found.items():
             handles.append(
-                inside[name].register_forward_hook(lambda module, _, output, name=name: see(name, module, output))
+                module.register_forward_hook(lambda module, _, output, name=name: see(name, module, output))
             )
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _module(network: nn.Module, name: str) -> nn.Module | None:
+    """By its path: a walk over all modules would take longer than all hooks together."""
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _outer(name: str) -> set[str]:

@@ -13,12 +13,12 @@ from gimbal.core.places import Place
 from gimbal.core.run_means import RunMeans
 
 FIRST, SECOND = Place("0", 0, 2, -1), Place("1", 0, 3, 1)
-LEVELS = torch.tensor([8.0, 2.0, 0.5], dtype=torch.float64)
+ENDS = torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64)
 
 
 def table(dtype=torch.float32):
     rows = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 2.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0, 8.0]])
-    return LayerOffsets((FIRST, SECOND), LEVELS, rows.to(dtype))
+    return LayerOffsets((FIRST, SECOND), ENDS, rows.to(dtype))
 
 
 def randn(*shape, seed=0):
@@ -59,30 +59,22 @@ def test_strength_0_gives_the_very_tensor_back():
 # Reading at a noise level.
 
 
+@pytest.mark.parametrize("sigma, row", [(1e3, 0), (4.01, 0), (4.0, 1), (1.5, 1), (1.0, 2), (0.3, 2), (0.0, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stored_level_gives_the_stored_row(dtype):
-    for index, level in enumerate(LEVELS.tolist()):
-        assert torch.equal(table(dtype).at(level), table(dtype).offset[index].float())
-        assert torch.equal(table(dtype).at(torch.full((2,), level)), table(dtype).offset[index].float())
-
-
-def test_between_levels_it_is_linear_in_log_sigma_and_beyond_them_held():
-    found = table().at(4.0)  # half way from 8 to 2
-    torch.testing.assert_close(found, torch.tensor([2.0, 2.0, 2.0, 2.0, 2.0]), rtol=1e-6, atol=1e-6)
-    found = table().at(2.0 / 4.0**0.25)  # a quarter of the way from 2 to 0.5
-    torch.testing.assert_close(found, torch.tensor([2.25, 1.5, 0.75, 0.0, 1.25]), rtol=1e-6, atol=1e-6)
-    assert torch.equal(table().at(100.0), table().offset[0]) and torch.equal(table().at(1e-3), table().offset[2])
+def test_a_row_serves_its_range(sigma, row, dtype):
+    assert torch.equal(table(dtype).at(sigma), table().offset[row])
+    assert torch.equal(table(dtype).at(torch.full((2,), sigma)), table().offset[row])
 
 
 def test_it_moves_with_the_offsets_and_keeps_their_dtype():
     moved = table().to("cpu", torch.bfloat16)
     assert moved.offset.dtype == torch.bfloat16 and moved.at(4.0).dtype == torch.float32
-    assert torch.equal(moved.at(8.0), table().at(8.0))
+    assert torch.equal(moved.at(1.5), table().at(1.5))
     assert table().to("meta").at(torch.ones(1, device="meta")).device.type == "meta"
 
 
-def test_one_level_serves_all():
-    alone = LayerOffsets((FIRST,), LEVELS[:1], torch.tensor([[1.0, 2.0]]))
+def test_one_range_serves_all():
+    alone = LayerOffsets((FIRST,), ENDS[2:], torch.tensor([[1.0, 2.0]]))
     for sigma in (1e-3, 8.0, 1e3):
         assert torch.equal(alone.at(sigma), alone.offset[0])
 
@@ -90,36 +82,36 @@ def test_one_level_serves_all():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"sigma": LEVELS.flip(0)}, "fall strictly"),
-        ({"sigma": LEVELS.float()}, r"sigma is float32 \(3,\)"),
-        ({"sigma": torch.tensor([1.0, 0.5, 0.0]).double()}, "positive levels"),
-        ({"offset": torch.zeros(3, 4)}, r"offset is float32 \(3, 4\); 3 levels and these 2 places need \(3, 5\)"),
+        ({"sigma_end": ENDS.flip(0)}, "fall strictly"),
+        ({"sigma_end": ENDS.float()}, r"sigma_end is float32 \(3,\)"),
+        ({"sigma_end": ENDS + 1}, "to 0"),
+        ({"offset": torch.zeros(3, 4)}, r"offset is float32 \(3, 4\); 3 ranges and these 2 places need \(3, 5\)"),
         ({"offset": torch.full((3, 5), math.nan)}, "NaN or infinity"),
         ({"places": (FIRST, FIRST)}, "none may be missing or twice"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(change, words):
-    good = {"places": (FIRST, SECOND), "sigma": LEVELS, "offset": torch.zeros(3, 5)}
+    good = {"places": (FIRST, SECOND), "sigma_end": ENDS, "offset": torch.zeros(3, 5)}
     with pytest.raises(ValueError, match=words):
         LayerOffsets(**{**good, **change})
 
 
 def test_the_file_has_it_all_and_is_checked():
     tensors, metadata = table().to_file()
-    assert tensors["layer_offset"].dtype == torch.bfloat16 and tensors["layer_sigma"].dtype == torch.float64
+    assert tensors["layer_offset"].dtype == torch.bfloat16 and tensors["layer_sigma_end"].dtype == torch.float64
     again = LayerOffsets.from_file(tensors, metadata)
-    assert again.places == (FIRST, SECOND) and torch.equal(again.sigma, LEVELS)
+    assert again.places == (FIRST, SECOND) and torch.equal(again.sigma_end, ENDS)
     assert torch.equal(again.offset.float(), table().offset)  # small whole numbers
     assert LayerOffsets.from_file({}, {"else": ""}) is None
-    with pytest.raises(ValueError, match="of its three parts the file has layer_sigma, layer_places only"):
-        LayerOffsets.from_file({"layer_sigma": LEVELS}, metadata)
+    with pytest.raises(ValueError, match="of its three parts the file has layer_sigma_end, layer_places only"):
+        LayerOffsets.from_file({"layer_sigma_end": ENDS}, metadata)
     for broken in ("[", "[1]", '[["a", 0]]', '[["a", 0, 2, 5]]'):
         with pytest.raises(ValueError, match="layer_places cannot be read"):
             LayerOffsets.from_file(tensors, {"layer_places": broken})
 
 
 def test_large_channels_survive_the_file():
-    huge = LayerOffsets((FIRST,), LEVELS[:1], torch.tensor([[3e5, 1e-6]]))
+    huge = LayerOffsets((FIRST,), ENDS[2:], torch.tensor([[3e5, 1e-6]]))
     again = LayerOffsets.from_file(*huge.to_file())
     torch.testing.assert_close(again.offset.float(), huge.offset, rtol=2**-8, atol=0)
 
@@ -195,7 +187,7 @@ def test_a_constant_fault_is_found_exactly_where_it_arises():
     assert max(float(each.abs().max()) for each in left) < 1e-5
     runs = RunMeans((2, 18)).with_run(loop.difference())
     found = offsets(Layout(LISTED), [9.0, 4.0, 1.0], GROUPS, runs)
-    torch.testing.assert_close(found.sigma, torch.tensor([6.0, 1.0]).double())
+    torch.testing.assert_close(found.sigma_end, torch.tensor([2.0, 0.0]).double())
     x = randn(2, 5, 6, seed=7)
     plain = (quantized(x) - full(x)).abs().max()
     with acting(quantized, LISTED, found.acting(4.0)):
