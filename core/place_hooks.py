@@ -39,9 +39,7 @@ def observing(network: nn.Module, modules: Iterable[str]) -> Iterator[list[Place
     with _hooks(network, modules, observe):
         yield seen
     once = {place.name for place in seen if entered[place.name] == 1}
-    order = {name: index for index, name in enumerate(dict.fromkeys(place.name for place in seen))}
-    kept = [place for place in seen if place.name in once and not _outer(place.name) & once]
-    seen[:] = sorted(kept, key=lambda place: order[place.name])
+    seen[:] = [place for place in seen if place.name in once and not _outer(place.name) & once]
 
 
 @contextmanager
