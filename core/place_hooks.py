@@ -76,8 +76,9 @@ def acting(network: nn.Module, places: Sequence[Place], act: Act) -> Iterator[se
 @contextmanager
 def _hooks(network: nn.Module, modules: Iterable[str], see: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
     """Forward hooks see(name, module, output) on these modules; all gone at the end, also if one cannot be put on."""
-    found = {name: _module(network, name) for name in modules}
-    missing = [name for name, module in found.items() if module is None]
+    named = {name: _module(network, name) for name in modules}
+    found = {name: module for name, module in named.items() if module is not None}
+    missing = [name for name in named if name not in found]
     if missing:
         raise ValueError(
             f"places: {type(network).__name__} has no module {missing[0]!r} ({len(missing)} are missing); "

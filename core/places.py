@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -106,7 +106,8 @@ def multiply_adds(module: nn.Module, output: Tensor) -> int:
         raise ValueError(
             f"places.multiply_adds: {type(module).__name__} is no linear layer; pass linear layers alone."
         )
-    return output.numel() * module.in_features
+    width: Any = module.in_features
+    return output.numel() * int(width)
 
 
 def _common(full: nn.Module, quantized: nn.Module, kind: Kind) -> list[str]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 SLACK = 1e-9  # of a budget that is met exactly
 
@@ -65,7 +66,7 @@ class PrecisionPlan:
         spent = sum(multiply_adds[layer] for sigma in sigmas for layer in self.unrounded(sigma, multiply_adds))
         return spent / total
 
-    def to_list(self) -> list[dict]:
+    def to_list(self) -> list[dict[str, Any]]:
         """As JSON takes it; an infinite sigma_start is None."""
         return [
             {
@@ -77,7 +78,7 @@ class PrecisionPlan:
         ]
 
     @classmethod
-    def from_list(cls, listed: Sequence[Mapping]) -> PrecisionPlan:
+    def from_list(cls, listed: Sequence[Mapping[str, Any]]) -> PrecisionPlan:
         """What `to_list` gave. ValueError if it cannot be."""
         try:
             return cls(tuple(_exemption(each) for each in listed))
@@ -175,7 +176,7 @@ def choose(
     return PrecisionPlan(tuple(each.exemption for each in chosen))
 
 
-def _exemption(listed: Mapping) -> Exemption:
+def _exemption(listed: Mapping[str, Any]) -> Exemption:
     start, layers = listed["sigma_start"], listed["layers"]
     return Exemption(
         math.inf if start is None else float(start),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..host.calibrating.calibration import CORRECTIONS
 from ..host.calibrating.finish import Finished
+from ..host.calibrating.task import CALIBRATED
 from ._inputs import Statistics
 
 
@@ -94,8 +94,8 @@ def schedule() -> list[io.Input]:
 def correction() -> io.Input:
     return io.Combo.Input(
         "correction",
-        options=list(CORRECTIONS),
-        default=CORRECTIONS[0],
+        options=list(CALIBRATED),
+        default=CALIBRATED[0],
         tooltip="drift and moments: also match full precision's mean and deviation, step by step, with all runs together. "
         "About twice the time of drift alone, before the trial; most of the gain on coarse quantization.",
     )

@@ -7,11 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host import identity, written
-from ..host.calibrating.calibration import Aim, Calibration, Twins, full_key
+from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
+from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recording import Progress, store_for
 from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
-from ..host.calibrating.twins import checked
+from ..host.calibrating.task import Settings
 from . import _calibrating
 from ._inputs import name_of, unique_id
 
@@ -87,24 +88,20 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             prompts,
             negative_prompt,
         )
-        twins = Twins(full, full_model, quantized_model, full_key(full, keys[0], schedule), keys[1])
-        aim = Aim(correction, held_out)
-        total = (runs + held_out + aim.model_runs(runs)) * schedule.steps
-        store = store_for(cls.NAME, twins.full_key, full.channels, schedule, planned)
+        models = ModelPair(full, full_model, quantized_model, full_key(full, keys[0], schedule), keys[1])
+        settings = Settings(correction, held_out, trim or None, interleaved=mode == MODES[1])
+        total = (runs + held_out + settings.model_runs(runs)) * schedule.steps
+        store = store_for(cls.NAME, models.full_key, full.channels, schedule, planned)
         progress = Progress(cls.NAME, unique_id(cls), total)
-        calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
-        results = calibration.two_passes(store) if mode == MODES[0] else calibration.interleaved(store)
-        finished = finish(
-            calibration,
-            results,
-            store,
-            filename,
-            full_model=name_of(cls, full_model, "full_model"),
-            full_digest=digests[0],
-            quantized_model=name_of(cls, quantized_model, "quantized_model"),
-            quantized_digest=digests[1],
-            quantization=identity.quantization(quantized_model),
-        )
+        origin = {
+            "full_model": name_of(cls, full_model, "full_model"),
+            "full_digest": digests[0],
+            "quantized_model": name_of(cls, quantized_model, "quantized_model"),
+            "quantized_digest": digests[1],
+            "quantization": identity.quantization(quantized_model),
+        }
+        calibration = Calibration(cls.NAME, models, schedule, planned, settings, progress, origin)
+        finished = finish(calibration, calibration.run(store), filename)
         store.clear()
         written.note(cls.NAME, widgets, finished.path, before)
         return _calibrating.shown(cls, finished)

@@ -10,12 +10,13 @@ from comfy_api.latest import io
 from ..calibration.trajectories import InFolder
 from ..calibration.trajectory_header import HEADER, read_header, write_header
 from ..host import identity, qdrift_folder, written
-from ..host.calibrating.calibration import Aim, Calibration, Twins, full_key
+from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
+from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recorded import recorded
 from ..host.calibrating.recording import Progress, record_all, run_name
 from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
-from ..host.calibrating.twins import checked
+from ..host.calibrating.task import Settings
 from . import _calibrating
 from ._inputs import name_of, unique_id
 
@@ -153,13 +154,13 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         widgets |= {"correction": correction, "trim": trim, "filename": filename}
         before = written.losses(cls.NAME, widgets)
         folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
-        settings, full, schedule = recorded(folder)
+        header, full, schedule = recorded(folder)
         traits = checked(cls.NAME, "quantized_model", quantized_model)
         full.check_same(cls.NAME, "the recorded model", traits, "quantized_model")
         planned = made_runs(
-            cls.NAME, schedule.cfg, settings["seeds"], positive, negative, clip, prompts, negative_prompt
+            cls.NAME, schedule.cfg, header["seeds"], positive, negative, clip, prompts, negative_prompt
         )
-        if [run.prompt for run in planned] != settings["prompts"]:
+        if [run.prompt for run in planned] != header["prompts"]:
             raise ValueError(
                 f"{cls.NAME}: positive, negative or prompts are not those of the trajectory {trajectory!r}; connect "
                 "what was connected when it was recorded."
@@ -174,22 +175,19 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             )
         weights = identity.weights_digest(quantized_model)
         key = identity.identity(quantized_model, weights)
-        twins = Twins(full, None, quantized_model, settings["key"], key)
-        aim = Aim(correction, settings["held_out"])
-        total = aim.model_runs(len(planned) - aim.held_out) * schedule.steps
+        models = ModelPair(full, None, quantized_model, header["key"], key)
+        settings = Settings(correction, header["held_out"], trim or None)
+        total = settings.model_runs(len(planned) - settings.held_out) * schedule.steps
         progress = Progress(cls.NAME, unique_id(cls), total)
-        calibration = Calibration(cls.NAME, twins, schedule, planned, aim, trim or None, progress)
-        finished = finish(
-            calibration,
-            calibration.second_pass(store),
-            store,
-            filename,
-            full_model=settings["full_model"],
-            full_digest=settings["full_digest"],
-            quantized_model=name_of(cls, quantized_model, "quantized_model"),
-            quantized_digest=weights,
-            quantization=identity.quantization(quantized_model),
-        )
+        origin = {
+            "full_model": header["full_model"],
+            "full_digest": header["full_digest"],
+            "quantized_model": name_of(cls, quantized_model, "quantized_model"),
+            "quantized_digest": weights,
+            "quantization": identity.quantization(quantized_model),
+        }
+        calibration = Calibration(cls.NAME, models, schedule, planned, settings, progress, origin)
+        finished = finish(calibration, calibration.run(store), filename)
         written.note(cls.NAME, widgets, finished.path, before)
         return _calibrating.shown(cls, finished)
 

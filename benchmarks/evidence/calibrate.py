@@ -9,12 +9,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gimbal.calibration.moments import JointMoments, StateMoments, match
+from gimbal.calibration.closed_loop import match_states
+from gimbal.calibration.moments import JointMoments, StateMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.state_map import StateMap
 from gimbal.calibration.statistics import QDriftStatistics
 from gimbal.core.plan import Plan
-from gimbal.core.solvers import run
+from gimbal.core.solvers import Stepper, run
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Map = tuple[Tensor, Tensor]  # scale and shift, (C,) each
@@ -80,19 +81,32 @@ def state_maps(full_plan: Plan, plan: Plan, full: Denoise, quantized: Denoise, x
     """Closed loop (METHODS 4.3): after each step the quantized runs, all at once, are mapped onto full precision's mean
     and deviation per channel, and go on from there. plan: of the quantized runs, with Q-Drift's gains or without."""
     wanted: list[StateMoments] = []
-    maps: list[Map] = []
 
     def measure(step: int, state: Tensor) -> Tensor:
         wanted.append(_moments(state))
         return state
 
-    def fit(step: int, state: Tensor) -> Tensor:
-        maps.append(match(wanted[step], _moments(state)))
-        return mapped(state, maps[-1])
-
     run(full_plan, full, x, after_step=measure)
-    run(plan, quantized, x, after_step=fit)
-    return maps
+    scale, shift = match_states([_QuantizedRuns(plan, quantized, x)], wanted)
+    return list(zip(scale, shift, strict=True))
+
+
+class _QuantizedRuns:
+    """All of them, as one batch."""
+
+    def __init__(self, plan: Plan, denoise: Denoise, x: Tensor):
+        self._stepper, self._denoise = Stepper(plan, x), denoise
+
+    @property
+    def state(self) -> Tensor:
+        return self._stepper.state
+
+    @state.setter
+    def state(self, value: Tensor) -> None:
+        self._stepper.state = value
+
+    def step(self) -> None:
+        self._stepper.step(self._denoise)
 
 
 def shared_out(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float]) -> list[Map]:

@@ -9,8 +9,8 @@ import comfy.samplers
 
 from ...calibration.text import shown
 from ...calibration.trajectory_header import read_header
+from .model_pair import Traits
 from .sampling_runs import Schedule
-from .twins import Traits
 
 SETTINGS = ("key", "seeds", "held_out", "prompts", "full_model", "full_digest")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .. import identity
+from .model_pair import Traits
 from .sampling_runs import Conditioning, Run, Schedule, sigmas_for
-from .twins import Traits
 
 
 def made_schedule(

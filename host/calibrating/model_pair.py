@@ -1,4 +1,4 @@
-"""What two models must have in common to be compared call by call, and what neither of them may carry."""
+"""Two models that are compared call by call: what they must have in common, and what neither may carry."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...core.plan import Path
+from .. import identity
 from ..model_kind import latent_format, path_of
 from ..sampling.hooks import SAMPLER_KEY, stages_of
+from .sampling_runs import Schedule
 
 # Core's kinds of prediction, those that derive from others first.
 KINDS = ("EDM", "V_PREDICTION", "COSMOS_RFLOW", "CONST", "EPS")
@@ -60,6 +62,32 @@ class Traits:
 
     def settings(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """What is compared.
+
+    Attributes:
+        full: None where its trajectories are recorded already.
+        full_key: of all that the trajectories depend on but seed and prompt. quantized_key: of the quantized model.
+    """
+
+    traits: Traits
+    full: ModelPatcher | None
+    quantized: ModelPatcher
+    full_key: str
+    quantized_key: str
+
+
+def full_key(traits: Traits, model: str, schedule: Schedule) -> str:
+    """Of all that full precision's trajectories depend on but seed and prompt. model: its identity."""
+    return identity.digest(
+        model,
+        traits.settings(),
+        (schedule.latent, schedule.batch_index, schedule.cfg, schedule.sampler, schedule.sigmas),
+        identity.environment(),
+    )
 
 
 def _is(sampling: object, kind: str) -> bool:

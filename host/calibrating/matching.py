@@ -1,0 +1,117 @@
+"""The second part of a calibration: the maps of moment matching, found in a closed loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+from torch import Tensor
+
+from ...calibration.closed_loop import match_states
+from ...calibration.collect import RunMoments
+from ...calibration.moments import StateMoments
+from ...calibration.statistics import QDriftStatistics
+from ...calibration.validate import map_fault
+from ...core.plan import Plan
+from ...core.shapes import doubles
+from ...core.solvers import Stepper
+from ..correction import BOTH, DRIFT, MOMENTS, Correction, noise_sources
+from .sampling_runs import Run, sample
+from .task import AS_CALIBRATED, DRIFT_ALONE, Task
+
+
+def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMoments]) -> QDriftStatistics:
+    """The statistics with two sets of maps: found by themselves, and with Q-Drift's correction on.
+
+    Raises:
+        ValueError: the quantized model leads to NaN, or to states that no bounded map brings back.
+    """
+    wanted = list(results[0].states)
+    for result in results[1:]:
+        wanted = [one.merge(other) for one, other in zip(wanted, result.states, strict=True)]
+    alone, beside = (_map(task, kind, statistics, wanted) for kind in (MOMENTS, BOTH))
+    assert task.plan is not None  # without one, moments cannot be asked for
+    return replace(
+        statistics,
+        state_sigma=doubles([step.sigma_next for step in task.plan.steps]),
+        state_scale=alone[0].float(),
+        state_shift=alone[1].float(),
+        state_scale_drift=beside[0].float(),
+        state_shift_drift=beside[1].float(),
+    )
+
+
+def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[StateMoments]) -> tuple[Tensor, Tensor]:
+    """scale and shift, (steps, C) float64 each."""
+    found = task.resume.load_map(kind, len(wanted), task.models.traits.channels)
+    parts = len(task.runs) * task.schedule.steps
+    if found is not None:
+        task.progress.skip(parts)
+        return found
+    words = "alone" if kind == MOMENTS else "with drift corrected"
+    task.progress.say(f"Quantized, {len(task.runs)} runs together: matching moments, {words}")
+    correction = Correction(task.node, statistics, DRIFT if kind == BOTH else MOMENTS, **AS_CALIBRATED)
+    sampler = comfy.samplers.sampler_object(task.schedule.sampler).sampler_function
+    sampling = task.models.quantized.get_model_object("model_sampling")
+    plan = correction.plan(sampler, task.schedule.sigmas, task.models.traits.path, sampling)
+    done = 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        task.progress.at(done)
+
+    scale, shift = match_states([_QuantizedRun(task, run, plan) for run in task.runs], wanted, on_step)
+    fault = map_fault(scale, shift)
+    if fault:
+        raise ValueError(
+            f"{task.node}: the maps that match moments {words} cannot be used ({fault}): the quantized model is too far "
+            f"from full precision. Look at its picture, or set correction to {DRIFT_ALONE!r}."
+        )
+    task.resume.save_map(kind, scale, shift)
+    task.progress.end(parts)
+    return scale, shift
+
+
+class _QuantizedRun:
+    """A run whose steps are samplings of their own, as runs that go on together differ in their prompts."""
+
+    def __init__(self, task: Task, run: Run, plan: Plan):
+        self._task, self._run, self._plan = task, run, plan
+        self._stepper: Stepper | None = None
+
+    @property
+    def state(self) -> Tensor:
+        assert self._stepper is not None  # it has taken a step
+        return self._stepper.state
+
+    @state.setter
+    def state(self, value: Tensor) -> None:
+        assert self._stepper is not None
+        self._stepper.state = value
+
+    def step(self) -> None:
+        """ValueError if the quantized model leads to NaN."""
+        task = self._task
+        sample(task.models.quantized, task.schedule, self._run, comfy.samplers.KSAMPLER(self._sampler), None)
+        assert self._stepper is not None
+        if not bool(self.state.isfinite().all()):
+            raise ValueError(
+                f"{task.node}: the quantized model leads to NaN or infinity in step {self._stepper.done}, seed "
+                f"{self._run.seed}; the file may be broken or of a format that this ComfyUI cannot read."
+            )
+
+    def _sampler(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any) -> Tensor:
+        extra_args = extra_args or {}
+        if self._stepper is None:
+            self._stepper = Stepper(self._plan, x, **noise_sources(self._plan, x, extra_args.get("seed")))
+
+        def denoise(at: Tensor, sigma: Tensor) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return model(at, sigma, **extra_args)
+
+        self._stepper.step(denoise)
+        return x  # ComfyUI wants a latent back; this one is of no interest

@@ -1,0 +1,79 @@
+"""What all parts of one calibration work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...calibration.trial import PLAIN
+from ...core.plan import Plan
+from ..correction import BOTH, DRIFT, MOMENTS, REFUSE
+from ..sampling.stages import Window
+from .model_pair import ModelPair
+from .recording import Progress
+from .resume import Resume
+from .sampling_runs import Run, Schedule
+
+DRIFT_ALONE, ALL = "drift", "drift and moments"
+CALIBRATED = (ALL, DRIFT_ALONE)  # what a calibration can find
+# What is tried on held-out runs: a correction and its strength.
+CANDIDATES = {
+    DRIFT_ALONE: ((PLAIN, 0.0), (DRIFT, 1.0)),
+    ALL: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
+}
+# How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
+AS_CALIBRATED: dict[str, Any] = {
+    "strength": 1.0,
+    "channels": "scalar",
+    "rule": "auto",
+    "variance": "conditional",
+    "bias": "off",
+    "unsupported": REFUSE,
+    "window": Window(0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a calibration finds, and how.
+
+    Attributes:
+        correction: one of CALIBRATED.
+        held_out: how many of the runs, the last ones, are kept aside to try corrections on.
+        trim: elements of the error further than this many standard deviations from its mean are left out; None: none.
+        interleaved: the two models by turns, run by run, instead of one after the other.
+    """
+
+    correction: str
+    held_out: int
+    trim: float | None = None
+    interleaved: bool = False
+
+    @property
+    def candidates(self) -> tuple[tuple[str, float], ...]:
+        return CANDIDATES[self.correction]
+
+    def model_runs(self, fitted: int) -> int:
+        """Whole runs of the quantized model, for so many runs to measure."""
+        loops = 2 if self.correction == ALL else 0
+        return fitted * (1 + loops) + self.held_out * len(self.candidates)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One calibration.
+
+    Attributes:
+        runs, held_out: those to measure, and those to try corrections on.
+        plan: the sampler's steps; None where it has no corrected form and none is needed.
+    """
+
+    node: str
+    models: ModelPair
+    schedule: Schedule
+    runs: tuple[Run, ...]
+    held_out: tuple[Run, ...]
+    settings: Settings
+    plan: Plan | None
+    resume: Resume
+    progress: Progress

@@ -1,0 +1,59 @@
+"""The third part of a calibration: what the corrections do on held-out runs."""
+
+from __future__ import annotations
+
+import comfy.samplers
+from torch import Tensor
+
+from ...calibration.statistics import QDriftStatistics
+from ...calibration.trajectories import InFolder
+from ...calibration.trial import PLAIN, Trial, compared
+from ..correction import Correction
+from .recording import run_name
+from .sampling_runs import Run, final_state
+from .task import AS_CALIBRATED, Task
+
+
+def try_corrections(task: Task, statistics: QDriftStatistics, store: InFolder) -> Trial | None:
+    """None without held-out runs.
+
+    Raises:
+        ValueError: a correction ends in NaN.
+    """
+    if not task.held_out:
+        return None
+    each = [_try(task, i, statistics, store) for i in range(len(task.held_out))]  # (run, candidate, 2)
+    error, distance = (tuple(tuple(run[c][part] for run in each) for c in range(len(each[0]))) for part in (0, 1))
+    return Trial(task.settings.candidates, error, distance)
+
+
+def _try(task: Task, i: int, statistics: QDriftStatistics, store: InFolder) -> list[list[float]]:
+    """(candidates, 2): error and distance."""
+    run, candidates = task.held_out[i], task.settings.candidates
+    before = task.resume.load_trial(run, len(candidates))
+    if before is not None:
+        task.progress.skip(task.schedule.steps * len(candidates))
+        return before
+    full = store.final(run_name(run))
+    measures = []
+    for candidate in candidates:
+        task.progress.say(f"Held-out run {i + 1} of {len(task.held_out)}: trying {candidate[0]}")
+        measures.append(list(compared(_sampled(task, run, candidate, statistics), full)))
+        task.progress.end(task.schedule.steps)
+    task.resume.save_trial(run, measures)
+    return measures
+
+
+def _sampled(task: Task, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
+    sampler = comfy.samplers.sampler_object(task.schedule.sampler)
+    kind, strength = candidate
+    if kind != PLAIN:
+        how = {**AS_CALIBRATED, "strength": strength}
+        sampler = Correction(task.node, statistics, kind, **how).corrected(sampler)
+    final = final_state(task.models.quantized, task.schedule, run, sampler, task.progress.at)
+    if not bool(final.isfinite().all()):
+        raise ValueError(
+            f"{task.node}: {kind} ends in NaN or infinity with seed {run.seed}; set held_out to 0 to write the "
+            "statistics without a trial, and look at its picture."
+        )
+    return final
