@@ -29,7 +29,7 @@ def package():
 
 
 package()
-from evidence import bands, calibrate, formats, metrics, table  # noqa: E402
+from evidence import bands, calibrate, formats, metrics, table, verdicts  # noqa: E402
 
 from gimbal.core.solvers import make_plan, run  # noqa: E402
 
@@ -163,6 +163,103 @@ def test_numbers_have_as_many_digits_as_their_error():
     assert table.number(math.nan) == "-"
 
 
+BETTER, WORSE, SAME = (metrics.estimate(values) for values in ([-1.0, -1.1], [1.0, 1.1], [-1.0, 1.1]))
+
+
+@pytest.mark.parametrize(
+    ("claimed", "expected"),
+    {
+        "better": [1, 0, -1],
+        "worse": [-1, 0, 1],
+        "no difference": [-1, 1, -1],
+        "not better": [-1, 1, 1],
+        "not worse": [1, 1, -1],
+    }.items(),
+)
+def test_a_comparison_votes_on_a_claimed_sign(claimed, expected):
+    assert verdicts.votes([BETTER, SAME, WORSE], claimed) == expected
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "expected"),
+    [
+        (1.45, 0.01, 1),
+        (1.505, 0.02, 0),
+        (1.49, 0.02, 1),
+        (1.49, 0.005, 0),
+        (1.52, 0.001, 0),
+        (1.2, 0.1, 0),
+        (1.05, 0.1, -1),  # holds the ratio at which nothing would be claimed
+        (0.8, 0.1, -1),
+        (1.0, 3.0, 1),  # an interval that holds everything contradicts nothing
+        (1.45, math.nan, 0),
+    ],
+)
+def test_a_value_votes_on_a_claimed_range(mean, half, expected):
+    value = metrics.Estimate(mean, half / 2, half, 5)
+    assert verdicts.range_vote(value, 1.43, 1.48, neutral=1.0) == expected
+
+
+def test_a_claimed_threshold_is_a_range_without_an_end():
+    """At least 45, at most 25: what lies wholly beyond speaks against it."""
+    values = [metrics.Estimate(mean, 0.5, 1.0, 5) for mean in (50.0, 44.5, 36.0, 20.0)]
+    assert [verdicts.range_vote(value, 45.0, math.inf, 45.0) for value in values] == [1, 1, -1, -1]
+    assert [verdicts.range_vote(value, -math.inf, 25.0, 25.0) for value in values] == [-1, -1, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("cast", "claim", "question"),
+    [
+        ([1, 1], "reproduced", "better"),
+        ([1, 0], "reproduced in part", "better in part"),
+        ([0, 0], "not reproduced", "no difference"),
+        ([1] + 10 * [0], "not reproduced", "no difference"),
+        ([1] + 9 * [0], "reproduced in part", "better in part"),
+        ([-1, 0], "refuted in part", "worse in part"),
+        ([-1, -1], "refuted", "worse"),
+        ([1, 0, -1], "mixed", "mixed"),
+        ([1, 1, -1], "mixed, mostly reproduced", "mixed, mostly better"),
+        ([1, -1, -1, 0], "mixed, mostly refuted", "mixed, mostly worse"),
+        ([], "cannot be judged", "cannot be judged"),
+    ],
+)
+def test_one_rule_makes_every_verdict(cast, claim, question):
+    assert verdicts.verdict(cast) == claim
+    assert verdicts.verdict(cast, verdicts.QUESTION) == question
+
+
+def test_a_scale_outside_the_claimed_range_is_not_reproduced():
+    """SAMG's mean scale: 1.49 to 1.52 with narrow intervals, where 1.43 to 1.48 was claimed."""
+    from evidence import samg_report
+
+    part = table.Part(BENCHMARKS / "evidence" / "results", "samg")
+    (found,) = [row for row in samg_report.findings(part) if "mean scale" in row[0]]
+    assert found[1:] == ("1.49 to 1.52", "not reproduced")
+
+
+def test_every_verdict_of_the_report_is_one_the_rule_gives():
+    text = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    short = text.partition("## In short")[2].partition("\n## ")[0]
+    given = {row.rpartition("| **")[2].removesuffix("** |") for row in short.splitlines() if row.endswith("** |")}
+    known = {"cannot be judged", "no claim", "mixed"}
+    for yes, neither, no in (verdicts.CLAIM, verdicts.QUESTION):
+        known |= {yes, neither, no, *(f"{word} in part" for word in (yes, no))}
+        known |= {f"mixed, mostly {word}" for word in (yes, no)}
+    assert len(given) > 5 and given <= known
+    assert all(f"**{word}**" in text for word in ("reproduced", "refuted", "not reproduced"))
+
+
+def test_a_template_loses_what_has_no_value():
+    """A paragraph without its number, a table without rows, and a section without any table; a wrong name is an error."""
+    from evidence import report
+
+    template = "# A\n\n{{n}} runs\n\n{{gone}}Not here\n\n## B\n\nWords\n\n{{gone}}\n\n## C\n\n{{gone}}\n\n{{table}}\n"
+    found = {"n": "3", "gone": None, "table": "| a |"}
+    assert report.filled(template, found) == "# A\n\n3 runs\n\n## C\n\n| a |\n"
+    with pytest.raises(KeyError):
+        report.filled("{{other}}", found)
+
+
 def test_report_is_what_the_stored_numbers_give():
     from evidence import report
 
@@ -188,7 +285,7 @@ def test_the_short_table_has_a_report_too(tmp_path):
         if stored["runs"]:
             (tmp_path / path.name).write_text(json.dumps(stored), encoding="utf-8")
     text = report.text(tmp_path, "images", "command")
-    assert "theory must win" not in text and " of 0" not in text
+    assert "theory must win" not in text and ":  of 0" not in text and "This is the short table" in text
     for cell in [cell for each in cells.values() for cell in each]:
         setting = cell.setting
         if setting.kind == posters.KIND:

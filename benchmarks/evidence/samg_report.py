@@ -1,81 +1,63 @@
-"""SAMG's section of the report."""
+"""SAMG's tables, and what they say of earlier claims."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 
 from . import samg
 from .metrics import Estimate, estimate
-from .table import Part, brief, difference, markdown, plus_minus, tally
+from .table import SPACES, TITLES, Part, brief, by_space, difference, means, plus_minus, tabulate, tally, worded
+from .verdicts import QUESTION, range_vote, verdict, votes
 
-SPACES = {"fd_features": "FD features", "fd_pixels": "FD pixels"}
 POOLED = "accuracy, seeds pooled"
-AXES = (POOLED, "accuracy", "margin")
+AXES = {"pooled": POOLED, "accuracy": "accuracy", "margin": "margin"}
 RULES = ("minmax", "quantile")
 FLOOR = 1.5  # guidance from which the earlier study saw a gain with its flow model
+SHARE = (1.43, 1.48)  # mean scale / w of the earlier study
+RULE, SCALE = (("rule", lambda row: row.rpartition(", ")[0]), ("w", lambda row: row.rpartition(", ")[2]))
 
 
-def section(part: Part, image: str) -> Iterator[str]:
-    yield "## SAMG against plain guidance"
-    yield (
-        f"{samg.STEPS} Euler steps. SAMG's weights run from 2/3 w to 1.6 w. `minmax` (the paper's) and `quantile` are its two ways to "
-        "normalise the energy, `bound` is the other curve (on quantile). Controls, all made of SAMG quantile's weights at the same w: *shuffled*, the "
-        "weights at permuted places; *swapped*, most weight where the energy is highest; *same mean*, plain guidance at each sample's and "
-        "step's mean weight; *same norm*, plain guidance whose step away from the unconditional prediction has the same length."
-    )
-    yield f"![Frechet distance against accuracy and margin]({image})"
-    yield "### Each rule at its nominal scale"
-    yield nominal(part)
-    yield "### Against plain guidance that is just as true to the class"
-    yield (
-        "At the same nominal w SAMG guides more strongly than plain guidance, so that comparing them there says nothing. Here each run is compared with the "
-        "curve of plain guidance, interpolated between its scales (distances in their logarithm), where that has the same accuracy or the same margin. "
-        "A cell is a mean difference ± its standard error, the 95 % t interval and a word; less is better in every column. Margin: seed by seed. Accuracy, which is a share of few "
-        "samples: once with the means over the seeds (error by the jackknife over seeds), once seed by seed on a curve of fewer scales "
-        f"({', '.join(f'{scale:g}' for scale in samg.ACCURACY_CURVE)}). Where plain guidance has stopped gaining accuracy, goes up and down by chance, or does not reach it, there is no such place: "
-        "*not comparable*, with the number of seeds that are. *same mean* and *shuffled* are plain guidance at heart: what they show beside 0 is the error of the interpolation."
-    )
-    for axis in AXES:
-        yield f"**At equal {axis}{'' if axis == POOLED else ', seed by seed'}**"
-        yield equal_table(part, axis)
-    yield "### Does the map matter, or only its size?"
-    yield (
-        "SAMG quantile minus the control at the same w. *same mean* and *same norm* guide every place alike, with as much weight or as long a step."
-    )
-    yield controls(part)
-    yield "### Best against best"
-    yield best(part)
+def tables(part: Part) -> dict[str, str]:
+    spatial = rows_of(part, *samg.SAMG, *samg.CONTROLS)
+    share = ("mean scale / w", lambda row: f"{part.mean(row, 'mean_scale').mean:.2f}" if row in spatial else "1")
+    shown = means(part, "accuracy", "margin", *SPACES, "saturation", "spread")
+    found = {"samg nominal": tabulate([*rows_of(part, "CFG"), *spatial], RULE, SCALE, share, *shown)}
+    for name, axis in AXES.items():
+        columns = [(TITLES[m], partial(_equal_cell, part, axis, m)) for m in (*SPACES, "saturation")]
+        found[f"samg equal {name}"] = tabulate(spatial, RULE, SCALE, *columns)
+    controls = [samg.name(control, scale) for scale in samg.CONTROLLED for control in samg.CONTROLS]
+    columns = [(TITLES[m], partial(_control_cell, part, m)) for m in ("accuracy", "margin", *SPACES, "saturation")]
+    found["samg controls"] = tabulate(controls, ("control", RULE[1]), SCALE, *columns)
+    columns = [column for measure in SPACES for column in _best_columns(part, measure)]
+    found["samg best"] = tabulate(("CFG", *samg.SAMG), ("rule", str), *columns)
+    return found
 
 
-def nominal(part: Part) -> str:
-    header = [
-        "rule",
-        "w",
-        "mean scale / w",
-        "accuracy, %",
-        "margin",
-        "FD features",
-        "FD pixels",
-        "pixels out of range, %",
-        "std / real",
-    ]
+def _equal_cell(part: Part, axis: str, measure: str, row: str) -> str:
+    return worded(at_equal_cfg(part, row, axis, measure), measure, part.seeds)
+
+
+def _control_cell(part: Part, measure: str, row: str) -> str:
+    change = part.change(samg.name("quantile", float(SCALE[1](row))), row, measure)
+    judged = measure in (*SPACES, "saturation")  # of which less is better
+    return worded(change, measure, part.seeds) if judged else difference(change, measure == "accuracy")
+
+
+def _best_columns(part: Part, measure: str) -> Iterator:
+    yield f"least {TITLES[measure]}", lambda rule: plus_minus(estimate(least(part, rule, measure)))
+    change = partial(best_change, part, measure=measure)
+    yield "against CFG's", lambda rule: "" if rule == "CFG" else worded(change(rule), measure, part.seeds)
+
+
+def rows_of(part: Part, *variants: str, least: float = 0.0) -> list[str]:
+    """Rows of these rules, in this order, by rising scale."""
     rows = []
-    for row in rows_of(part, ("CFG", *samg.SAMG, *samg.CONTROLS)):
-        variant, _, scale = row.rpartition(", ")
-        share = "1" if variant == "CFG" else f"{part.mean(row, 'mean_scale').mean:.2f}"
-        rows.append(
-            [
-                variant,
-                scale,
-                share,
-                plus_minus(part.mean(row, "accuracy"), percent=True).removesuffix(" %"),
-                *(plus_minus(part.mean(row, measure)) for measure in ("margin", *SPACES)),
-                plus_minus(part.mean(row, "saturation"), percent=True).removesuffix(" %"),
-                plus_minus(part.mean(row, "spread")),
-            ]
-        )
-    return markdown(header, rows)
+    for variant in variants:
+        scales = [float(SCALE[1](row)) for row in part.names if RULE[1](row) == variant]
+        rows += [samg.name(variant, scale) for scale in sorted(scales) if scale >= least]
+    return rows
 
 
 def at_equal_cfg(part: Part, row: str, axis: str, measure: str) -> Estimate:
@@ -92,82 +74,18 @@ def comparable(part: Part, rows: list[str], axis: str, measure: str) -> list[Est
     return [value for value in found if value.n == part.seeds]
 
 
-def rows_of(part: Part, variants: tuple[str, ...], least: float = 0.0) -> list[str]:
-    """Rows of these rules, in this order, by rising scale."""
-    rows = []
-    for variant in variants:
-        scales = [float(row.rpartition(", ")[2]) for row in part.names if row.rpartition(", ")[0] == variant]
-        rows += [samg.name(variant, scale) for scale in sorted(scales) if scale >= least]
-    return rows
-
-
 def by_word(part: Part, rule: str, axis: str, measure: str) -> str:
     """better at w = ...; no difference at ...; in the order of the words."""
-    scales: dict[str, list[str]] = {"better": [], "no difference": [], "worse": [], "not comparable": []}
-    for row in rows_of(part, (rule,), FLOOR):
+    scales: dict[str, list[str]] = {word: [] for word in (*QUESTION, "not comparable")}
+    for row in rows_of(part, rule, least=FLOOR):
         value = at_equal_cfg(part, row, axis, measure)
-        word = value.word if value.n == part.seeds else "not comparable"
-        scales[word].append(row.rpartition(", ")[2])
+        scales[value.word if value.n == part.seeds else "not comparable"].append(SCALE[1](row))
     return ", ".join(f"{word} at {' '.join(found)}" for word, found in scales.items() if found)
 
 
-def equal_table(part: Part, axis: str) -> str:
-    rows = []
-    for row in rows_of(part, (*samg.SAMG, *samg.CONTROLS)):
-        variant, _, scale = row.rpartition(", ")
-        cells = []
-        for measure in (*SPACES, "saturation"):
-            value = at_equal_cfg(part, row, axis, measure)
-            if value.n == part.seeds:
-                text = f"{difference(value, percent=measure == 'saturation')} **{value.word}**"
-            else:
-                text = f"not comparable ({value.n} of {part.seeds})"
-            cells.append(text)
-        rows.append([variant, scale, *cells])
-    return markdown(["rule", "w", *SPACES.values(), "pixels out of range, %"], rows)
-
-
-def controls(part: Part) -> str:
-    rows = []
-    for scale in samg.CONTROLLED:
-        for control in samg.CONTROLS:
-            ours, theirs = samg.name("quantile", scale), samg.name(control, scale)
-            changes = [part.change(ours, theirs, measure) for measure in (*SPACES, "saturation")]
-            rows.append(
-                [
-                    control,
-                    f"{scale:g}",
-                    difference(part.change(ours, theirs, "accuracy"), percent=True),
-                    difference(part.change(ours, theirs, "margin")),
-                    *(f"{difference(value)} **{value.word}**" for value in changes[:2]),
-                    f"{difference(changes[2], percent=True)} **{changes[2].word}**",
-                ]
-            )
-    return markdown(["control", "w", "accuracy, %", "margin", *SPACES.values(), "pixels out of range, %"], rows)
-
-
-def best(part: Part) -> str:
-    """Least FD of each rule over its scales, seed by seed."""
-    rows = []
-    for variant in ("CFG", *samg.SAMG):
-        cells = [variant]
-        for measure in SPACES:
-            cells.append(plus_minus(estimate(least(part, variant, measure))))
-            if variant == "CFG":
-                cells.append("")
-                continue
-            change = best_change(part, variant, measure)
-            cells.append(f"{difference(change)} **{change.word}**")
-        rows.append(cells)
-    header = ["rule", "least FD features", "against CFG's", "least FD pixels", "against CFG's"]
-    return (
-        "Each rule's least distance over its scales, whatever the accuracy there (minima are taken seed by seed):\n\n"
-        + markdown(header, rows)
-    )
-
-
 def least(part: Part, variant: str, measure: str) -> list[float]:
-    by_scale = [part.values(row, measure) for row in rows_of(part, (variant,))]
+    """The least of a rule's scales, seed by seed."""
+    by_scale = [part.values(row, measure) for row in rows_of(part, variant)]
     return [min(values) for values in zip(*by_scale, strict=True)]
 
 
@@ -178,89 +96,57 @@ def best_change(part: Part, variant: str, measure: str) -> Estimate:
 
 def findings(part: Part) -> Iterator[tuple[str, str, str]]:
     """What an earlier study on smaller models found, what is found here, and a verdict."""
-    rows = rows_of(part, RULES, FLOOR)
+    rows = rows_of(part, *RULES, least=FLOOR)
     for axis in (POOLED, "margin"):
-        here = "; ".join(
-            f"{rule}, {label}: {by_word(part, rule, axis, measure)}"
-            for rule in RULES
-            for measure, label in SPACES.items()
+        pairs = [(rule, measure) for rule in RULES for measure in SPACES]
+        yield (
+            f"SAMG from w = {FLOOR:g} up: lower FD than plain guidance at equal {axis}",
+            "; ".join(f"{rule}, {SPACES[m]}: {by_word(part, rule, axis, m)}" for rule, m in pairs),
+            verdict(votes(value for measure in SPACES for value in comparable(part, rows, axis, measure))),
         )
-        found = [comparable(part, rows, axis, measure) for measure in SPACES]
-        yield f"SAMG from w = {FLOOR:g} up: lower FD than plain guidance at equal {axis}", here, _gain_verdict(*found)
-    shuffled = [
-        part.change(samg.name("shuffled", scale), samg.name("same mean", scale), measure)
-        for measure in SPACES
-        for scale in samg.CONTROLLED
-    ]
+    shuffled, even = _between(part, "shuffled", "same mean"), _between(part, "quantile", "same norm")
+    swapped = {m: comparable(part, rows_of(part, "swapped"), "margin", m) for m in SPACES}
+    saturation = comparable(part, rows, "margin", "saturation")
+    shares = [part.mean(row, "mean_scale") for row in rows]
+    best = {measure: best_change(part, "quantile", measure) for measure in SPACES}
     yield (
         "SAMG's weights at shuffled places do what plain guidance of the same mean does (difference at each w)",
-        "; ".join(
-            f"{label} {', '.join(brief(value) for value in shuffled[i * len(samg.CONTROLLED) :][: len(samg.CONTROLLED)])}"
-            for i, label in enumerate(SPACES.values())
-        ),
-        "reproduced" if {value.word for value in shuffled} == {"no difference"} else "not reproduced",
+        by_space(lambda m: ", ".join(map(brief, shuffled[m])), " "),
+        verdict(votes(chain(*shuffled.values()), "no difference")),
     )
-    swapped = [comparable(part, rows_of(part, ("swapped",)), "margin", measure) for measure in SPACES]
-    words = [value.word for values in swapped for value in values]
     yield (
         "Swapped weights are much worse than plain guidance at equal margin",
-        "; ".join(f"{label}: {tally(values)}" for label, values in zip(SPACES.values(), swapped, strict=True)),
-        _loss_verdict(words),
+        by_space(lambda m: tally(swapped[m])),
+        verdict(votes(chain(*swapped.values()), "worse")),
     )
-    even = [
-        part.change(samg.name("quantile", scale), samg.name("same norm", scale), measure)
-        for measure in SPACES
-        for scale in samg.CONTROLLED
-    ]
-    even_words = {value.word for value in even}
     yield (
         "Not measured earlier: SAMG quantile against plain guidance with a step of the same length (no curve, no interpolation; w = "
         f"{', '.join(f'{scale:g}' for scale in samg.CONTROLLED)})",
-        "; ".join(
-            f"{label} {', '.join(brief(value) for value in even[i * len(samg.CONTROLLED) :][: len(samg.CONTROLLED)])}"
-            for i, label in enumerate(SPACES.values())
-        ),
-        even_words.pop() if len(even_words) == 1 else "mixed",
+        by_space(lambda m: ", ".join(map(brief, even[m])), " "),
+        verdict(votes(chain(*even.values())), QUESTION),
     )
-    saturation = comparable(part, rows, "margin", "saturation")
     yield (
         "SAMG does not lower the share of pixels out of range at equal margin",
         tally(saturation),
-        "reproduced" if "better" not in {value.word for value in saturation} else "refuted",
+        verdict(votes(saturation, "not better")),
     )
-    shares = [part.mean(row, "mean_scale").mean for row in rows]
     yield (
-        "SAMG's mean scale is 1.43 to 1.48 of the nominal one",
-        f"{min(shares):.2f} to {max(shares):.2f}",
-        "reproduced" if min(shares) > 1.38 and max(shares) < 1.53 else "refuted",
+        f"SAMG's mean scale is {SHARE[0]} to {SHARE[1]} of the nominal one",
+        f"{min(share.mean for share in shares):.2f} to {max(share.mean for share in shares):.2f}",
+        verdict(range_vote(share, *SHARE, neutral=1.0) for share in shares),
     )
-    best_changes = [best_change(part, "quantile", measure) for measure in SPACES]
     yield (
         "Best scale against best scale SAMG (quantile) gains little",
-        "; ".join(
-            f"{label} {100 * value.mean / math.fsum(least(part, 'CFG', key)) * part.seeds:+.0f} % ({brief(value)})"
-            for (key, label), value in zip(SPACES.items(), best_changes, strict=True)
-        ),
-        "reproduced" if "worse" not in {value.word for value in best_changes} else "refuted",
+        by_space(lambda m: f"{_percent(part, best[m], m):+.0f} % ({brief(best[m])})", " "),
+        verdict(votes(best.values(), "no difference")),
     )
 
 
-def _loss_verdict(words: list[str]) -> str:
-    if not words:
-        return "cannot be judged here"
-    if "worse" not in words:
-        return "refuted: " + ("better" if words.count("better") > len(words) / 2 else "not worse")
-    return "reproduced" if set(words) == {"worse"} else "in part"
+def _between(part: Part, ours: str, theirs: str) -> dict[str, list[Estimate]]:
+    """By measure, at each scale of the controls."""
+    pairs = [(samg.name(ours, scale), samg.name(theirs, scale)) for scale in samg.CONTROLLED]
+    return {measure: [part.change(*pair, measure) for pair in pairs] for measure in SPACES}
 
 
-def _gain_verdict(features: list[Estimate], pixels: list[Estimate]) -> str:
-    words = [value.word for value in (*features, *pixels)]
-    if not words:
-        return "cannot be judged here"
-    if "better" not in words:
-        return "refuted: " + ("worse" if words.count("worse") > len(words) / 2 else "no gain")
-    if words.count("worse") > words.count("better"):
-        return "refuted: more often worse than better"
-    if "worse" in words:
-        return "refuted in part"
-    return "reproduced" if words.count("better") > len(words) / 2 else "reproduced in part"
+def _percent(part: Part, change: Estimate, measure: str) -> float:
+    return 100 * change.mean / estimate(least(part, "CFG", measure)).mean

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import runs
 from .metrics import Estimate, at_equal, estimate, paired
@@ -24,6 +26,9 @@ class Part:
     @property
     def seeds(self) -> int:
         return len(self.stored)
+
+    def measured(self, row: str, measure: str) -> bool:
+        return measure in self.stored[0]["runs"][row]
 
     def values(self, row: str, measure: str) -> list[float]:
         return [seed["runs"][row][measure] for seed in self.stored]
@@ -86,9 +91,44 @@ def jackknife(value: Callable[[Sequence[int]], float], count: int) -> Estimate:
     return estimate(pseudo if not any(map(math.isnan, pseudo)) else [])
 
 
+TITLES = {
+    "fd_features": "FD features",
+    "fd_pixels": "FD pixels",
+    "accuracy": "accuracy, %",
+    "margin": "margin",
+    "saturation": "pixels out of range, %",
+    "tail": "in tails, %",
+    "kurtosis": "kurtosis",
+    "spread": "std / real",
+}
+SPACES = {measure: TITLES[measure] for measure in ("fd_features", "fd_pixels")}
+PERCENT = ("accuracy", "saturation", "tail", "error")  # stored as shares
+Column = tuple[str, Callable[[Any], str]]  # title, and the cell of a row
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tabulate(rows: Iterable[Any], *columns: Column) -> str:
+    """Markdown; "" without rows."""
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    return markdown([title for title, _ in columns], cells) if cells else ""
+
+
+def means(part: Part, *measures: str) -> list[Column]:
+    """Columns of means over seeds, of rows by name; empty where a row was not measured so."""
+    return [(TITLES[measure], partial(mean, part, measure=measure)) for measure in measures]
+
+
+def mean(part: Part, row: str, measure: str) -> str:
+    return plus_minus(part.mean(row, measure), measure in PERCENT) if part.measured(row, measure) else ""
+
+
+def by_space(text: Callable[[str], str], separator: str = ": ") -> str:
+    """text of a measure, for both kinds of Frechet distance."""
+    return "; ".join(f"{label}{separator}{text(measure)}" for measure, label in SPACES.items())
 
 
 def number(value: float, error: float = math.nan, sign: bool = False) -> str:
@@ -96,14 +136,18 @@ def number(value: float, error: float = math.nan, sign: bool = False) -> str:
     if math.isnan(value):
         return "-"
     guide = error if error > 0 else abs(value) / 50
-    digits = min(max(1 - math.floor(math.log10(guide)), 0), 5) if guide > 0 else 2
+    digits = _digits(guide) if guide > 0 else 2
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return f"{text} ± {error:.{digits}f}" if error == error else text
 
 
+def _digits(error: float) -> int:
+    return min(max(1 - math.floor(math.log10(error)), 0), 5) if error > 0 else 2
+
+
 def plus_minus(value: Estimate, percent: bool = False) -> str:
     scale = 100.0 if percent else 1.0
-    return number(value.mean * scale, value.error * scale) + (" %" if percent else "")
+    return number(value.mean * scale, value.error * scale)
 
 
 def difference(value: Estimate, percent: bool = False) -> str:
@@ -112,14 +156,27 @@ def difference(value: Estimate, percent: bool = False) -> str:
         return "-"
     scale = 100.0 if percent else 1.0
     mean, error, half = (scale * v for v in value[:3])
-    digits = min(max(1 - math.floor(math.log10(error)), 0), 5) if error > 0 else 2
+    digits = _digits(error)
     interval = f"[{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
     return f"{number(mean, error, sign=True)} {interval}"
 
 
-def brief(value: Estimate, percent: bool = False) -> str:
-    scale = 100.0 if percent else 1.0
-    return f"{number(scale * value.mean, scale * value.error, sign=True)}, {value.word}"
+def worded(value: Estimate, measure: str, seeds: int = 0) -> str:
+    """A difference and its word. seeds: fewer of them are not comparable."""
+    if value.n < seeds:
+        return f"not comparable ({value.n} of {seeds})"
+    return f"{difference(value, measure in PERCENT)} **{value.word}**"
+
+
+def times(change: Estimate) -> str:
+    """A change of the logarithm as a factor, its interval and a word."""
+    ends = (change.mean, change.mean - change.half, change.mean + change.half)
+    middle, low, high = map(math.exp, ends)
+    return f"x {middle:.3g} [{low:.3g}, {high:.3g}] **{change.word}**"
+
+
+def brief(value: Estimate) -> str:
+    return f"{number(value.mean, value.error, sign=True)}, {value.word}"
 
 
 def tally(values: Sequence[Estimate]) -> str:
