@@ -27,16 +27,15 @@ from evidence import (
     judge,
     model,
     posters,
-    posters_figures,
     posters_report,
     qsilk,
     quantization,
-    quantization_figures,
     quantization_report,
     reference,
     report,
     runs,
     samg,
+    sheets,
     spread,
     subjects,
     table,
@@ -57,25 +56,18 @@ POSTERS = 10  # samples of posters, of many letters each: every class once
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout, for its network classes")
-    parser.add_argument(
-        "--full", action="store_true", help="more samples and rows; results and report where git keeps them"
-    )
-    parser.add_argument(
-        "--samples", type=sample_count, help="of every row, instead of the numbers above; nothing goes into git"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=seed_list,
-        default=",".join(map(str, range(MORE_SEEDS))),
-        help="comma-separated, of those a part has",
-    )
-    parser.add_argument("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--share", default="0/1", help=argparse.SUPPRESS)  # a process's share of the runs
-    parser.add_argument("--results", type=Path, help="folder of the numbers")
-    parser.add_argument("--no-report", action="store_true", help="make the runs only")
+    add = parser.add_argument
+    add("--comfyui", type=Path, required=True, help="a ComfyUI checkout, for its network classes")
+    add("--full", action="store_true", help="more samples and rows; results and report where git keeps them")
+    add("--samples", type=sample_count, help="of every row, instead of the numbers above; nothing goes into git")
+    every = ",".join(map(str, range(MORE_SEEDS)))
+    add("--seeds", type=seed_list, default=every, help="comma-separated, of those a part has")
+    add("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
+    add("--jobs", type=int, default=2, help="processes, of one thread each")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    add("--share", default="0/1", help=argparse.SUPPRESS)  # a process's share of the runs
+    add("--results", type=Path, help="folder of the numbers")
+    add("--no-report", action="store_true", help="make the runs only")
     return parser.parse_args()
 
 
@@ -98,7 +90,6 @@ def main() -> int:
     typed = sys.argv[1:]  # ComfyUI reads sys.argv too, and is given another
     options = arguments()
     torch.set_num_threads(1)
-    samples = options.samples or (FULL if options.full else QUICK)
     folder = options.results or results_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     if options.jobs > 1:
@@ -112,10 +103,9 @@ def main() -> int:
     network = model.Network(options.comfyui, precision)
     with torch.inference_mode():
         for part, seed in shared_out(options):
-            measure(options, network, samples, part, seed, precision, folder)
-        if options.no_report or options.part:
-            return 0
-        write_report(network, samples, folder, options)
+            measure(options, network, part, seed, precision, folder)
+        if not (options.no_report or options.part):
+            write_report(network, folder, options)
     return 0
 
 
@@ -167,42 +157,37 @@ def fastest_precision() -> str:
 
 
 def measure(
-    options: argparse.Namespace,
-    network: model.Network,
-    samples: int,
-    part: str,
-    seed: int,
-    precision: str,
-    folder: Path,
+    options: argparse.Namespace, network: model.Network, part: str, seed: int, precision: str, folder: Path
 ) -> None:
     """What is lacking of one part and seed."""
+    critic, file = judge.load(KEPT), folder / f"{part}-seed{seed}.json"
+    samples = samples_of(part, options)
     if part in QUANTIZED:
-        measure_quantized(options, part, seed, precision, folder)
+        cells, kind = QUANTIZED[part]
+        results = runs.Results(file, runs.about(samples, seed, precision, subjects.weights(kind)))
+        models = made_once(kind, options.comfyui, precision)
+        critic = posters.CellJudge(critic) if part == posters.KIND else critic
+        bench = quantization.Bench(models, samples, seed, critic)
+        quantization.make(part, [cell for cell in cells(kind) if options.full or cell.quick], bench, results)
+        if options.full:
+            spread.measure(part, bench, results)
         return
-    critic = judge.load(KEPT)
-    about = runs.about(samples, seed, "float32" if part == "float32" else precision)
-    results = runs.Results(folder / f"{part}-seed{seed}.json", about)
+    results = runs.Results(file, runs.about(samples, seed, "float32" if part == "float32" else precision))
     if part == "real":
         reference.measure_real(samples, seed, critic, results)
-    elif part != "float32":
+    elif part != "float32" or precision != "float32":
+        network = network.in_float32() if part == "float32" else network
         runs.make(part, PARTS[part](), model.Seed(network, samples, seed), critic, results)
-    elif precision != "float32":
-        runs.make(part, PARTS[part](), model.Seed(network.in_float32(), samples, seed), critic, results)
 
 
-def measure_quantized(options: argparse.Namespace, part: str, seed: int, precision: str, folder: Path) -> None:
-    cells, kind = QUANTIZED[part]
-    large = part == posters.KIND
-    samples = options.samples or (POSTERS if large else FULL_QUANTIZED if options.full else QUICK_QUANTIZED)
-    chosen = [cell for cell in cells(kind) if options.full or cell.quick]
-    models = made_once(kind, options.comfyui, precision)
-    critic = judge.load(KEPT)
-    about = runs.about(samples, seed, precision, subjects.weights(kind))
-    results = runs.Results(folder / f"{part}-seed{seed}.json", about)
-    bench = quantization.Bench(models, samples, seed, posters.CellJudge(critic) if large else critic)
-    quantization.make(part, chosen, bench, results)
-    if options.full:
-        spread.measure(part, bench, results)
+def samples_of(part: str, options: argparse.Namespace) -> int:
+    if part == posters.KIND:
+        usual = POSTERS
+    elif part in QUANTIZED:
+        usual = FULL_QUANTIZED if options.full else QUICK_QUANTIZED
+    else:
+        usual = FULL if options.full else QUICK
+    return options.samples or usual
 
 
 @cache
@@ -211,27 +196,30 @@ def made_once(kind: str, comfyui: Path, precision: str) -> quantization.Models:
     return quantization.Models(subjects.load(kind, comfyui, precision))
 
 
-def write_report(network: model.Network, samples: int, folder: Path, options: argparse.Namespace) -> None:
+def write_report(network: model.Network, folder: Path, options: argparse.Namespace) -> None:
     report.check(folder)
     kept = options.full and folder.resolve() == GIT
-    path = ROOT / "docs" / "RESULTS.md" if kept else folder / "RESULTS.md"
-    images = ROOT / "docs" / "images" if kept else folder / "images"
+    path = (ROOT / "docs" if kept else folder) / "RESULTS.md"
+    images = path.parent / "images"
     images.mkdir(exist_ok=True)
-    figures.frontier(table.Part(folder, "samg"), images / report.FRONTIER)
-    figures.sheets(network, samples, images)
-    plot, *sheets = (images / name for name in quantization_report.IMAGES)
-    quantized = quantization_report.Quantized({name: table.Part(folder, name) for name in report.QUANTIZED})
-    quantization_figures.plot(quantized, plot)
-    precision = str(network.dtype).removeprefix("torch.")
-    if posters_report.has_largest(table.Part(folder, posters.KIND)):
-        large = made_once(posters.KIND, options.comfyui, precision)
-        posters_figures.sheet(large, images / posters_report.SHEET)
-    for kind, sheet in zip(quantization.SETTINGS, sheets, strict=True):
-        quantization_figures.sheet(made_once(kind, options.comfyui, precision), sheet)
     command = f"python dev.py bench evidence{' --full' if options.full else ''}"
     command += f" --samples={options.samples}" if options.samples else ""
     path.write_text(report.text(folder, report.relative(images, path), command), encoding="utf-8")
     print(f"evidence: {path}", flush=True)
+    draw(network, {name: table.Part(folder, name) for name in report.PARTS}, images, options)
+
+
+def draw(network: model.Network, parts: dict[str, table.Part], images: Path, options: argparse.Namespace) -> None:
+    """What the report's template shows."""
+    figures.frontier(parts["samg"], images / "samg_frontier.png")
+    figures.corrections(quantization_report.Quantized(parts), images / "quantized_corrections.png")
+    for guidance in qsilk.SHEETS:
+        sheets.guided(network, samples_of("qsilk", options), guidance, images / f"qsilk_guidance_{guidance:g}.png")
+    precision = str(network.dtype).removeprefix("torch.")
+    for kind in quantization.SETTINGS:
+        sheets.quantized(made_once(kind, options.comfyui, precision), images / f"quantized_{kind}.png")
+    if posters_report.has_largest(parts[posters.KIND]):
+        sheets.larger(made_once(posters.KIND, options.comfyui, precision), images / "posters.png")
 
 
 if __name__ == "__main__":

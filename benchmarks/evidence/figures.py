@@ -1,63 +1,57 @@
-"""Figures and contact sheets of the report, on a light ground of their own: they read on white pages and dark ones."""
+"""The report's plots, on a light ground of their own: they read on white pages and dark ones."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
-from .model import Network, Seed, decode_unclipped
+from . import quantization as q
+from . import samg, samg_report
+from .formats import HEAVY, MILD
+from .quantization_report import TITLES, Quantized
 from .table import Part
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, NullFormatter
 
-from gimbal_demo.sheet import contact_sheet
-
-from . import qsilk, report, samg, samg_report
-
 PAPER, INK, GRID = "#faf9f6", "#1c1c1e", "#d9d6cf"
-STYLES = {
-    "CFG": ("#1c1c1e", "o", "-"),
-    "minmax": ("#c2410c", "s", "-"),
-    "quantile": ("#0369a1", "D", "-"),
-    "bound": ("#7e22ce", "^", "--"),
-    "shuffled": ("#737373", "x", ":"),
-    "swapped": ("#b91c1c", "+", ":"),
-    "same mean": ("#4d7c0f", "1", ":"),
-    "same norm": ("#a16207", "2", ":"),
+RULES = {  # colour, marker, line, name
+    "CFG": ("#1c1c1e", "o", "-", "plain CFG"),
+    "minmax": ("#c2410c", "s", "-", "SAMG minmax"),
+    "quantile": ("#0369a1", "D", "-", "SAMG quantile"),
+    "bound": ("#7e22ce", "^", "--", "SAMG quantile, bound"),
+    "shuffled": ("#737373", "x", "none", "control: shuffled"),
+    "swapped": ("#b91c1c", "+", "none", "control: swapped"),
+    "same mean": ("#4d7c0f", "1", "none", "control: same mean"),
+    "same norm": ("#a16207", "2", "none", "control: same norm"),
 }
-TITLES = {
-    "CFG": "plain CFG",
-    "minmax": "SAMG minmax",
-    "quantile": "SAMG quantile",
-    "bound": "SAMG quantile, bound",
-    "shuffled": "control: shuffled",
-    "swapped": "control: swapped",
-    "same mean": "control: same mean",
-    "same norm": "control: same norm",
+CORRECTIONS = {
+    q.DRIFT: ("#0369a1", "o"),
+    q.PAPER: ("#c2410c", "s"),
+    q.GAIN: ("#a16207", "^"),
+    q.MOMENTS: ("#4d7c0f", "D"),
+    q.BOTH: ("#7e22ce", "x"),
 }
 NUMBERED = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
-TICKS = (4, 6, 8, 10, 15, 20, 30, 40, 60, 100, 150)
-COLUMNS = 10  # the first samples of seed 0: each class once
-COLOURS = 256  # of a contact sheet's palette
+DISTANCES = (4, 6, 8, 10, 15, 20, 30, 40, 60, 100, 150)
+FACTORS = (0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6, 8)
 
 
 def frontier(part: Part, path: Path) -> None:
     """Frechet distance against accuracy and against margin: lower and further right is better."""
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), facecolor=PAPER, layout="constrained", sharey=True)
-    for axis, measure, label in zip(
-        axes, ("accuracy", "margin"), ("accuracy, %", "margin of the class asked for, logits"), strict=True
-    ):
+    labels = {"accuracy": "accuracy, %", "margin": "margin of the class asked for, logits"}
+    for axis, (measure, label) in zip(axes, labels.items(), strict=True):
         factor = 100 if measure == "accuracy" else 1
-        for variant, (colour, marker, line) in STYLES.items():
-            rows = samg_report.rows_of(part, (variant,))
-            x = [part.mean(row, measure) for row in rows]
-            y = [part.mean(row, "fd_features") for row in rows]
+        for variant, (colour, marker, line, title) in RULES.items():
+            rows = samg_report.rows_of(part, variant)
+            x, y = ([part.mean(row, key) for row in rows] for key in (measure, "fd_features"))
             axis.errorbar(
                 [factor * e.mean for e in x],
                 [e.mean for e in y],
@@ -65,32 +59,26 @@ def frontier(part: Part, path: Path) -> None:
                 yerr=[e.error for e in y],
                 color=colour,
                 marker=marker,
-                linestyle=line if variant in ("CFG", *samg.SAMG) else "none",
-                label=TITLES[variant],
+                linestyle=line,
+                label=title,
                 markersize=5,
                 linewidth=1.3,
                 elinewidth=0.8,
                 capsize=2,
             )
-        axis.set(xlabel=label, yscale="log", facecolor=PAPER)
-        axis.yaxis.set_major_locator(FixedLocator(TICKS))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.grid(color=GRID, linewidth=0.6, which="both")
-        axis.set_axisbelow(True)
+        axis.set(xlabel=label, yscale="log")
+        _ground(axis, axis.yaxis, DISTANCES)
     axes[0].set_xscale("function", functions=(_towards_all, _from_towards_all))
     axes[0].set_xticks([60, 70, 80, 90, 95, 98, 99, 100])
     axes[0].set_xlim(100 * min(part.mean(row, "accuracy").mean for row in part.names) - 8, 100.3)
     axes[0].set_ylabel("Frechet distance to real pictures (features)")
-    for row in (samg.name("CFG", scale) for scale in NUMBERED):
-        place = part.mean(row, "margin").mean, part.mean(row, "fd_features").mean
-        axes[1].annotate(row.partition(", ")[2], place, (5, -11), textcoords="offset points", color=INK, fontsize=8)
+    for scale in NUMBERED:
+        place = [part.mean(samg.name("CFG", scale), measure).mean for measure in ("margin", "fd_features")]
+        axes[1].annotate(f"{scale:g}", place, (5, -11), textcoords="offset points", color=INK, fontsize=8)
     axes[1].legend(fontsize=8, facecolor=PAPER, edgecolor=GRID)
-    figure.suptitle(
-        "Lower is closer to real pictures, right is truer to the class. Numbers: CFG's scale.", fontsize=11
+    _save(
+        figure, path, "Lower is closer to real pictures, right is truer to the class. Numbers: CFG's scale.", dpi=110
     )
-    figure.savefig(path, dpi=110, facecolor=PAPER)
-    plt.close(figure)
 
 
 def _towards_all(percent: np.ndarray) -> np.ndarray:
@@ -102,27 +90,50 @@ def _from_towards_all(x: np.ndarray) -> np.ndarray:
     return 101.0 - np.exp(-x)
 
 
-def sheets(network: Network, samples: int, folder: Path) -> list[Path]:
-    """Contact sheets of `qsilk`: rows are methods, columns the first samples of seed 0 in every row."""
-    start = Seed(network, samples, 0)
-    made = qsilk.methods()
-    paths = []
-    for guidance in qsilk.SHEETS:
-        bands = []
-        for rule in made.values():
-            bands.append(as_images(start.sample(qsilk.SHEET_STEPS, "euler", rule(guidance), batches=1)[:COLUMNS]))
-        title = f"Guidance {guidance:g}, {qsilk.SHEET_STEPS} Euler steps, the first {COLUMNS} samples of seed 0 in every row"
-        sheet = contact_sheet(bands, [" | ".join(name.split(", ")) for name in made], title, COLUMNS)
-        paths.append(folder / report.sheet_name(guidance))
-        save(sheet, paths[-1])
-    return paths
+def corrections(found: Quantized, path: Path) -> None:
+    """By format: each correction's distance to full precision as a multiple of plain quantization's, with its standard error."""
+    settings, every = found.settings(), (*HEAVY, *MILD, q.NOISE)
+    # The short table lacks rows.
+    there = {
+        (form.name, m): found.changes(found.grid([form]), m, q.PLAIN, "mse") for form in every for m in CORRECTIONS
+    }
+    forms = [form for form in every if any(there[form.name, method] for method in CORRECTIONS)]
+    styles = {m: style for m, style in CORRECTIONS.items() if any(there[form.name, m] for form in forms)}
+    size = (4.1 * len(settings), 1.6 + 0.63 * max(len(forms), 4))
+    figure, axes = plt.subplots(
+        2, len(settings), figsize=size, facecolor=PAPER, layout="constrained", sharey=True, sharex="row", squeeze=False
+    )
+    for row, (measure, label) in enumerate({"full_features": "FD features", "mse": "MSE"}.items()):
+        for axis, setting in zip(axes[row], settings, strict=True):
+            for height, form in enumerate(reversed(forms)):
+                for offset, (method, (colour, marker)) in enumerate(styles.items()):
+                    y = height + 0.14 * ((len(styles) - 1) / 2 - offset)
+                    for change in found.changes([(setting, form)], method, q.PLAIN, measure):
+                        ends = [math.exp(change.mean + side * change.error) for side in (-1, 1)]
+                        axis.plot(ends, [y, y], color=colour, linewidth=1)
+                        axis.plot(math.exp(change.mean), y, color=colour, marker=marker, markersize=5)
+            axis.axvline(1.0, color=INK, linewidth=0.8)
+            axis.set(xscale="log", xlabel=f"{label} to full precision, quantized = 1", ylim=(-0.6, len(forms) - 0.4))
+            axis.set_yticks(range(len(forms)), [form.name for form in reversed(forms)])
+            _ground(axis, axis.xaxis, FACTORS)
+            if row == 0:
+                axis.set_title(TITLES[setting.kind, setting.solver], fontsize=10)
+    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in styles.values()]
+    figure.legend(handles, list(styles), loc="outside lower center", ncols=len(styles), fontsize=9, frameon=False)
+    _save(figure, path, "Left of 1: nearer to full precision than the uncorrected quantized model", dpi=100)
 
 
-def as_images(latents: Tensor) -> Tensor:
-    """ComfyUI's IMAGE (N, H, W, 3) of latents."""
-    return decode_unclipped(latents).clamp(-1, 1).permute(0, 2, 3, 1) / 2 + 0.5
+def _ground(axis: plt.Axes, log: Axis, ticks: Sequence[float]) -> None:
+    """log: the logarithmic one of its two."""
+    axis.set_facecolor(PAPER)
+    log.set_major_locator(FixedLocator(ticks))
+    log.set_major_formatter("{x:g}")
+    log.set_minor_formatter(NullFormatter())
+    axis.grid(color=GRID, linewidth=0.6, which="both")
+    axis.set_axisbelow(True)
 
 
-def save(sheet: Tensor, path: Path) -> None:
-    pixels = (sheet[0].numpy() * 255).round().astype(np.uint8)
-    Image.fromarray(pixels).quantize(COLOURS, Image.Quantize.MEDIANCUT).save(path, optimize=True)
+def _save(figure: plt.Figure, path: Path, title: str, dpi: int) -> None:
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=dpi, facecolor=PAPER)
+    plt.close(figure)

@@ -1,0 +1,69 @@
+"""The report's contact sheets: rows are methods, columns the first samples of seed 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import posters, qsilk
+from . import quantization as q
+from .formats import HEAVY, Format
+from .model import Network, Seed, decode_unclipped
+from .quantization_report import TITLES
+
+from gimbal_demo.sheet import contact_sheet  # isort: skip  (on the path once the model's module is imported)
+
+COLUMNS = 10  # each class once
+COLOURS = 256  # of a sheet's palette
+
+
+def guided(network: Network, samples: int, guidance: float, path: Path) -> None:
+    """Plain and limited, at SHEET_STEPS. samples: of a seed, as its noise depends on the number."""
+    start = Seed(network, samples, 0)
+    bands = {
+        " | ".join(name.split(", ")): start.sample(qsilk.SHEET_STEPS, "euler", rule(guidance), batches=1)[:COLUMNS]
+        for name, rule in qsilk.methods().items()
+    }
+    title = (
+        f"Guidance {guidance:g}, {qsilk.SHEET_STEPS} Euler steps, the first {COLUMNS} samples of seed 0 in every row"
+    )
+    _save(bands, title, COLUMNS, path)
+
+
+def quantized(models: q.Models, path: Path) -> None:
+    """Full precision, quantized, corrected; Euler."""
+    setting, form = q.SETTINGS[models.full.kind][0], HEAVY[0]
+    title = f"{TITLES[setting.kind, setting.solver]}: the first {COLUMNS} samples of seed 0 in every row"
+    shown = {form.name: q.PLAIN} | _labelled(form, q.DRIFT, q.MOMENTS, q.MANY_MOMENTS)
+    _save(_corrected(q.Trial(models, setting, form, COLUMNS, 0), shown), title, COLUMNS, path)
+
+
+def larger(models: q.Models, path: Path) -> None:
+    """The same of posters, at half their size."""
+    setting, columns = posters.SETTINGS[posters.LARGE], COLUMNS // 2
+    title = f"Poster model, latents of {setting.size}: the first {columns} posters of seed 0 in every row"
+    shown = _labelled(posters.FORM, q.PLAIN, q.MOMENTS, q.BANDS)
+    trial = q.Trial(models, setting, posters.FORM, columns, 0)
+    _save(_corrected(trial, shown), title, columns, path, shrink=2)
+
+
+def _labelled(form: Format, *methods: str) -> dict[str, str]:
+    return {f"{form.name} | {method}": method for method in methods}
+
+
+def _corrected(trial: q.Trial, shown: dict[str, str]) -> dict[str, Tensor]:
+    """shown: method by label."""
+    made = {label: q.METHODS[method](None, trial) for label, method in shown.items()}
+    return {q.FULL: trial.sample(full=True)} | made
+
+
+def _save(bands: dict[str, Tensor], title: str, columns: int, path: Path, shrink: int = 1) -> None:
+    """bands: latents (N, C, h, w) by label."""
+    pictures = [F.avg_pool2d(decode_unclipped(each).clamp(-1, 1), shrink) for each in bands.values()]
+    sheet = contact_sheet([each.movedim(1, -1) / 2 + 0.5 for each in pictures], list(bands), title, columns)
+    pixels = (sheet[0].numpy() * 255).round().astype(np.uint8)
+    Image.fromarray(pixels).quantize(COLOURS, Image.Quantize.MEDIANCUT).save(path, optimize=True)
