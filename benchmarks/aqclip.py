@@ -2,10 +2,10 @@
 
     python benchmarks/aqclip.py
 
-Both run in turn, so that what else the machine does hits both, each after a run of its own; times are medians. On a
-busy machine OMP_WAIT_POLICY=passive or --threads 1 is the fairer comparison: ours is the shorter work in more pieces,
-threads meet after each, and one that spins while it waits loses whole time slices to whatever else runs. Peak memory is
-what a process of its own holds at most beyond what it held before the call, result included (Linux). About a minute.
+They take turns; times are medians. On a busy machine OMP_WAIT_POLICY=passive or --threads 1 is the fairer comparison:
+ours is the shorter work in more pieces, threads meet after each, and one that spins while it waits loses whole time
+slices to whatever else runs. Peak memory is what a process of its own holds at most beyond what it held before the
+call, result included (Linux). About a minute.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import _gimbal  # noqa: F401
 import torch
 import torch.nn.functional as F
+from _timing import medians
 from torch import Tensor
 
 from gimbal.core.aqclip import aqclip
@@ -63,20 +63,10 @@ CONTESTANTS: dict[str, Callable[[Tensor, str], Tensor]] = {"unfold/fold": unfold
 
 def print_times(latent: str, form: str, repetitions: int) -> None:
     """Print the median milliseconds of each contestant, and the largest difference between their results."""
-    # Until a block this large has been freed, glibc asks the system for every large block anew, as it does not in a
-    # process that has run a model; then page faults would be timed.
-    torch.ones(7 << 20)
     x = torch.randn(LATENTS[latent], generator=torch.Generator().manual_seed(0))
-    difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()  # the warm-up, too
-    taken = {name: [] for name in CONTESTANTS}
-    for _ in range(repetitions):
-        for name, run in CONTESTANTS.items():
-            run(x, form)  # or returning the other's memory to the system would be timed
-            start = time.perf_counter()
-            result = run(x, form)
-            taken[name].append(1e3 * (time.perf_counter() - start))
-            del result
-    print(*(median(values) for values in taken.values()), difference)
+    difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()
+    taken = medians({name: partial(run, x, form) for name, run in CONTESTANTS.items()}, repetitions)
+    print(*(1e3 * seconds for seconds in taken.values()), difference)
 
 
 def print_peak(latent: str, form: str, contestant: str) -> None:

@@ -2,25 +2,19 @@
 
     python benchmarks/quantile.py [--threads 2] [--device cuda] [--repetitions 15]
 
-Every contestant clamps the same latent and the whole clamp is timed. The contestants take turns and a cell is the ratio
-of two medians of one run, so other work on the machine blurs the ratios less than the times. Each timed call follows an
-untimed one of the same contestant: none pays for memory that another has given back to the system.
+Every contestant clamps the same latent and the whole clamp is timed. A cell is the ratio of two medians of one run, so
+other work on the machine blurs the ratios less than the times.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
-import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import _gimbal  # noqa: F401  (registers the package)
+import torch
+from _timing import medians
+from torch import Tensor
 
 from gimbal.core.micrograin import micrograin
 from gimbal.core.shapes import expand_like
@@ -62,29 +56,6 @@ def clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return x.clamp(expand_like(low, x), expand_like(high, x))
 
 
-def timed(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Seconds of one call."""
-    if x.device.type != "cuda":
-        start = time.perf_counter()
-        function(x)
-        return time.perf_counter() - start
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    function(x)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-def medians(contestants: dict[str, Callable[[Tensor], Tensor]], x: Tensor, repetitions: int) -> dict[str, float]:
-    times = {name: [] for name in contestants}
-    for _ in range(repetitions):
-        for name, function in contestants.items():
-            function(x)
-            times[name].append(timed(function, x))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -103,8 +74,9 @@ def main() -> None:
         contestants = {"ours": gimbal_clamp, "topk": topk_clamp, "aminmax": aminmax_clamp}
         if x[0].numel() <= LARGEST_SORTED:
             contestants["quantile"] = quantile_clamp
+        calls = {name: partial(clamp_by, x) for name, clamp_by in contestants.items()}
         torch.testing.assert_close(gimbal_clamp(x), topk_clamp(x), rtol=0, atol=1e-6)
-        time_of = medians(contestants, x, options.repetitions)
+        time_of = medians(calls, options.repetitions, options.device)
         ours = time_of["ours"]
         sorting = f"{time_of['quantile'] / ours:.1f}" if "quantile" in time_of else "refused"
         cells = [
