@@ -168,7 +168,8 @@ def measure(
         models = made_once(kind, options.comfyui, precision)
         critic = posters.CellJudge(critic) if part == posters.KIND else critic
         bench = quantization.Bench(models, samples, seed, critic)
-        quantization.make(part, [cell for cell in cells(kind) if options.full or cell.quick], bench, results)
+        chosen = [cell for cell in cells(kind) if options.full or cell.quick]
+        runs.make(f"{part}, seed {seed}", chosen, results, bench.measures)
         if options.full:
             spread.measure(part, bench, results)
         return
@@ -177,7 +178,8 @@ def measure(
         reference.measure_real(samples, seed, critic, results)
     elif part != "float32" or precision != "float32":
         network = network.in_float32() if part == "float32" else network
-        runs.make(part, PARTS[part](), model.Seed(network, samples, seed), critic, results)
+        start = model.Seed(network, samples, seed)
+        runs.make(f"{part}, seed {seed}", PARTS[part](), results, lambda cell: runs.guided(cell, start, critic))
 
 
 def samples_of(part: str, options: argparse.Namespace) -> int:

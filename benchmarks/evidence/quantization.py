@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +21,6 @@ from .formats import HEAVY, MILD, Format
 from .judge import Judge
 from .metrics import Gaussian, frechet
 from .model import conditioning
-from .runs import Results
 from .subjects import SIDE, Subject, noise
 
 RUNS, MANY = 5, 20  # of a calibration: the paper's number, and more
@@ -193,6 +191,17 @@ class Bench:
             self._references[key] = Reference(self.trial(setting, form).sample(full=True), self.judge)
         return self._references[key]
 
+    def measures(self, cell: Cell) -> dict[str, float]:
+        """Of the row's samples."""
+        trial = self.trial(cell.setting, cell.form)
+        latents = cell.make(self, trial)
+        measures = self.judge.measures(latents, trial.labels)
+        if cell.method != FULL:
+            measures |= self.reference(cell.setting, cell.form).distances(latents)
+        if cell.method == PLAIN and cell.form is not NOISE:
+            measures["error"] = relative_error(trial.statistics())
+        return measures
+
 
 class Reference:
     """The full-precision samples, and how far others are from them."""
@@ -317,20 +326,3 @@ def _of_schedule(source: Setting) -> dict[str, Callable[[Bench, Trial], Tensor]]
 
 
 PARTS = {"quantized": cells, "transfer": transfers}
-
-
-def make(part: str, chosen: Sequence[Cell], bench: Bench, results: Results) -> None:
-    for cell in chosen:
-        if not results.lacks(cell.name):
-            continue
-        began = time.process_time()
-        trial = bench.trial(cell.setting, cell.form)
-        latents = cell.make(bench, trial)
-        measures = bench.judge.measures(latents, trial.labels)
-        if cell.method != FULL:
-            measures |= bench.reference(cell.setting, cell.form).distances(latents)
-        if cell.method == PLAIN and cell.form is not NOISE:
-            measures["error"] = relative_error(trial.statistics())
-        seconds = time.process_time() - began
-        results.add(cell.name, measures | {"seconds": seconds})
-        print(f"{part}, seed {bench.seed}: {cell.name} ({seconds:.0f} s)", flush=True)

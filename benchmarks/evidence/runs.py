@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ from . import model
 from .judge import Judge
 
 DIGITS = 6
+Row = TypeVar("Row")  # whatever has a name
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,22 @@ def load(folder: Path, part: str) -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
-def make(part: str, cells: Iterable[Cell], start: model.Seed, judge: Judge, results: Results) -> None:
+def make(heading: str, cells: Iterable[Row], results: Results, measured: Callable[[Row], dict[str, float]]) -> None:
+    """The rows that are lacking. heading: of what is printed of each."""
     for cell in cells:
-        if not results.lacks(cell.name):
-            continue
-        began = time.monotonic()
-        rule = cell.rule(start.seed)
-        latents = start.sample(cell.steps, cell.solver, rule)
-        measures = judge.measures(latents, start.labels) | rule.measures()
-        seconds = time.monotonic() - began
-        results.add(cell.name, measures | {"seconds": seconds})
-        print(f"{part}, seed {start.seed}: {cell.name} ({seconds:.0f} s)", flush=True)
+        if results.lacks(cell.name):
+            began = time.process_time()
+            measures = measured(cell)
+            seconds = time.process_time() - began
+            results.add(cell.name, measures | {"seconds": seconds})
+            print(f"{heading}: {cell.name} ({seconds:.0f} s)", flush=True)
+
+
+def guided(cell: Cell, start: model.Seed, judge: Judge) -> dict[str, float]:
+    """Measures of the row's samples."""
+    rule = cell.rule(start.seed)
+    latents = start.sample(cell.steps, cell.solver, rule)
+    return judge.measures(latents, start.labels) | rule.measures()
 
 
 def about(samples: int, seed: int, precision: str, weights: Path = model.recognise.train.OUTPUT) -> dict:
