@@ -89,31 +89,18 @@ BY_ATTENTION = {"AQClip attention": GENTLE, "AQClip attention, strong": STRONG}
 
 def methods() -> dict[str, Callable[[float], Limited]]:
     """Name -> what makes a run's rule of its guidance."""
-    limits = {name: lambda scale, make=make: Limited(scale, make) for name, make in LIMITS.items()}
-    by_attention = {
-        name: lambda scale, corridor=corridor: ByAttention(scale, corridor) for name, corridor in BY_ATTENTION.items()
-    }
-    return limits | by_attention
+    limits = {name: partial(Limited, make=make) for name, make in LIMITS.items()}
+    return limits | {name: partial(ByAttention, corridor=corridor) for name, corridor in BY_ATTENTION.items()}
 
 
-# Run at SHEET_STEPS only.
-SPARING = (
-    "AQClip gentle, no average",
-    "AQClip gentle, one tile",
-    "AQClip paper",
-    "micrograin tanh",
-    "AQClip attention, strong",
+SPARING = (  # at SHEET_STEPS only
+    *("AQClip gentle, no average", "AQClip gentle, one tile", "AQClip paper"),
+    *("micrograin tanh", "AQClip attention, strong"),
 )
 SETTINGS = (
-    (3.0, 8, "euler"),
-    (6.0, 8, "euler"),
-    (9.0, 8, "euler"),
-    (12.0, 8, "euler"),
-    (6.0, 6, "euler"),
-    (12.0, 6, "euler"),
-    (6.0, 10, "euler"),
-    (12.0, 10, "euler"),
-    (6.0, 8, "dpmpp_2m"),
+    *((guidance, SHEET_STEPS, "euler") for guidance in (3.0, 6.0, 9.0, 12.0)),
+    *((guidance, steps, "euler") for steps in (6, 10) for guidance in (6.0, 12.0)),
+    (6.0, SHEET_STEPS, "dpmpp_2m"),
 )
 
 
@@ -123,19 +110,10 @@ def name(method: str, guidance: float, steps: int, solver: str) -> str:
 
 def cells() -> Iterator[Cell]:
     for guidance in CURVE:
-        yield Cell(
-            name(PLAIN, guidance, SHEET_STEPS, "euler"),
-            SHEET_STEPS,
-            "euler",
-            lambda seed, guidance=guidance: PlainGuidance(guidance),
-        )
+        rule = partial(PlainGuidance, guidance)
+        yield Cell(name(PLAIN, guidance, SHEET_STEPS, "euler"), SHEET_STEPS, "euler", lambda seed, rule=rule: rule())
     for guidance, steps, solver in SETTINGS:
-        for method, rule in methods().items():
-            if method in SPARING and (steps, solver) != (SHEET_STEPS, "euler"):
-                continue
-            yield Cell(
-                name(method, guidance, steps, solver),
-                steps,
-                solver,
-                lambda seed, guidance=guidance, rule=rule: rule(guidance),
-            )
+        for method, make in methods().items():
+            if method not in SPARING or (steps, solver) == (SHEET_STEPS, "euler"):
+                rule = partial(make, guidance)
+                yield Cell(name(method, guidance, steps, solver), steps, solver, lambda seed, rule=rule: rule())

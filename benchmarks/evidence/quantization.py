@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -177,7 +177,7 @@ class Bench:
     def __init__(self, models: Models, samples: int, seed: int, judge: Judge) -> None:
         self.models, self.samples, self.seed, self.judge = models, samples, seed, judge
         self._trials: dict[tuple, Trial] = {}
-        self._references: dict[tuple, Reference] = {}
+        self._references: dict[tuple, tuple[Tensor, dict[str, Gaussian]]] = {}
 
     def trial(self, setting: Setting, form: Format) -> Trial:
         key = (setting, form.name)
@@ -185,11 +185,23 @@ class Bench:
             self._trials[key] = Trial(self.models, setting, form, self.samples, self.seed)
         return self._trials[key]
 
-    def reference(self, setting: Setting, form: Format) -> Reference:
+    def full(self, setting: Setting, form: Format) -> Tensor:
+        """Full precision's samples."""
+        return self._reference(setting, form)[0]
+
+    def _reference(self, setting: Setting, form: Format) -> tuple[Tensor, dict[str, Gaussian]]:
         key = (setting, form.exact)
         if key not in self._references:
-            self._references[key] = Reference(self.trial(setting, form).sample(full=True), self.judge)
+            latents = self.trial(setting, form).sample(full=True)
+            self._references[key] = latents, _first(self.judge.gaussians(latents))
         return self._references[key]
+
+    def _distances(self, latents: Tensor, setting: Setting, form: Format) -> dict[str, float]:
+        """From full precision's samples."""
+        reference, gaussians = self._reference(setting, form)
+        ours = _first(self.judge.gaussians(latents))
+        found = {f"full_{space}": frechet(ours[space], theirs) for space, theirs in gaussians.items()}
+        return found | {"mse": float((latents - reference).square().mean())}
 
     def measures(self, cell: Cell) -> dict[str, float]:
         """Of the row's samples."""
@@ -197,26 +209,10 @@ class Bench:
         latents = cell.make(self, trial)
         measures = self.judge.measures(latents, trial.labels)
         if cell.method != FULL:
-            measures |= self.reference(cell.setting, cell.form).distances(latents)
+            measures |= self._distances(latents, cell.setting, cell.form)
         if cell.method == PLAIN and cell.form is not NOISE:
             measures["error"] = relative_error(trial.statistics())
         return measures
-
-
-class Reference:
-    """The full-precision samples, and how far others are from them."""
-
-    def __init__(self, latents: Tensor, judge: Judge) -> None:
-        self.latents, self.judge = latents, judge
-
-    @cached_property
-    def gaussians(self) -> dict[str, Gaussian]:
-        return _first(self.judge.gaussians(self.latents))
-
-    def distances(self, latents: Tensor) -> dict[str, float]:
-        ours = _first(self.judge.gaussians(latents))
-        found = {f"full_{space}": frechet(ours[space], theirs) for space, theirs in self.gaussians.items()}
-        return found | {"mse": float((latents - self.latents).square().mean())}
 
 
 def _first(gaussians: dict[str, Gaussian]) -> dict[str, Gaussian]:
@@ -247,7 +243,7 @@ def name(setting: Setting, form: Format, method: str) -> str:
 
 
 METHODS: dict[str, Callable[[Bench, Trial], Tensor]] = {
-    FULL: lambda bench, trial: bench.reference(trial.setting, trial.form).latents,
+    FULL: lambda bench, trial: bench.full(trial.setting, trial.form),
     PLAIN: lambda bench, trial: trial.sample(),
     DRIFT: lambda bench, trial: trial.sample(variance=trial.variance()),
     PAPER: lambda bench, trial: trial.sample(variance=trial.variance(), rule="paper"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,9 +95,5 @@ def cells() -> Iterator[Cell]:
         yield Cell(name("CFG", scale), STEPS, "euler", lambda seed, scale=scale: PlainGuidance(scale))
     spatial = [(variant, scale) for variant, scales in SAMG.items() for scale in scales]
     for variant, scale in spatial + [(control, scale) for scale in CONTROLLED for control in CONTROLS]:
-        yield Cell(
-            name(variant, scale),
-            STEPS,
-            "euler",
-            lambda seed, variant=variant, scale=scale: SpatialGuidance(scale, variant, seed),
-        )
+        rule = partial(SpatialGuidance, scale, variant)
+        yield Cell(name(variant, scale), STEPS, "euler", rule)
