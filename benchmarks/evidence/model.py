@@ -1,18 +1,18 @@
-"""The demo's network as a function of a noisy latent, and sampling that a method can reach into."""
+"""The demo's network as a function of a noisy latent, and sampling loops that a method can reach into."""
 
 from __future__ import annotations
 
+import math
 import sys
 from copy import copy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from gimbal.core.solvers import make_plan, run
 
 if TYPE_CHECKING:
     from gimbal.host.sampling.attention import AttentionReader
@@ -85,7 +85,11 @@ class Rule(Protocol):
 
 
 class Seed:
-    """A seed's starting noise and labels, the same for every method, and the first prediction, which none changes."""
+    """A seed's starting noise and labels, the same for every method, and the first prediction, which none changes.
+
+    Its loop equals gimbal.core.solvers.run but for rounding, which bfloat16 products magnify: it stays as it was when
+    the stored results were made, so that they are made again to the last digit.
+    """
 
     def __init__(self, network: Network, count: int, seed: int) -> None:
         side = letters.SIZE // latent.BLOCK
@@ -105,12 +109,14 @@ class Seed:
         return torch.cat(samples)
 
     def _run(self, x: Tensor, labels: Tensor, index: int, steps: int, solver: str, rule: Rule) -> Tensor:
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            level = float(sigma[0])
-            cond, uncond = self._velocities(x, level, labels, index, rule)
-            return rule.limit(x - level * rule.guide(cond, uncond))
-
-        return run(make_plan(solver, recognise.schedule(steps), path="flow"), denoise, x)
+        older = None  # the last step's denoised and noise level
+        for sigma, following in pairwise(recognise.schedule(steps)):
+            cond, uncond = self._velocities(x, sigma, labels, index, rule)
+            denoised = rule.limit(x - sigma * rule.guide(cond, uncond))
+            towards = SOLVERS[solver](denoised, sigma, following, older)
+            x = towards + (x - towards) * (following / sigma)
+            older = denoised, sigma
+        return x
 
     def _velocities(self, x: Tensor, sigma: float, labels: Tensor, index: int, rule: Rule) -> tuple[Tensor, Tensor]:
         if sigma < 1.0 or rule.reader is not None:
@@ -118,6 +124,22 @@ class Seed:
         if index not in self._first:
             self._first[index] = self.network.velocities(x, sigma, labels)
         return self._first[index]
+
+
+def euler(denoised: Tensor, sigma: float, following: float, older: tuple[Tensor, float] | None) -> Tensor:
+    return denoised
+
+
+def dpmpp_2m(denoised: Tensor, sigma: float, following: float, older: tuple[Tensor, float] | None) -> Tensor:
+    """As ComfyUI's sampler of that name runs flow models: in -log(sigma)."""
+    if older is None or following == 0.0:
+        return denoised
+    before, sigma_before = older
+    share = math.log(sigma / following) / math.log(sigma_before / sigma) / 2
+    return denoised + (denoised - before) * share
+
+
+SOLVERS = {"euler": euler, "dpmpp_2m": dpmpp_2m}
 
 
 def decode_unclipped(latents: Tensor) -> Tensor:
