@@ -249,6 +249,22 @@ def test_every_verdict_of_the_report_is_one_the_rule_gives():
     assert all(f"**{word}**" in text for word in ("reproduced", "refuted", "not reproduced"))
 
 
+def test_a_judge_is_trained_where_gradients_are(tmp_path, monkeypatch):
+    """One process alone asks for its judge in the midst of measuring, without gradients."""
+    from evidence import judge
+
+    class Trained(Exception):
+        pass
+
+    def classifier():
+        (torch.ones(1, requires_grad=True) * 2).backward()
+        raise Trained
+
+    monkeypatch.setattr(judge.recognise, "classifier", classifier)
+    with torch.inference_mode(), pytest.raises(Trained):
+        judge.load(tmp_path)
+
+
 @pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
 def test_guided_sampling_is_the_packs_own(solver):
     """The loop that stored results were made with gives what gimbal.core.solvers does, but for rounding."""

@@ -86,7 +86,8 @@ def load(folder: Path) -> Judge:
 
 
 def prepare() -> dict[str, Tensor]:
-    network = recognise.classifier()
+    with torch.inference_mode(False):  # whoever asks for measures has it on
+        network = recognise.classifier()
     with torch.inference_mode():
         pictures, _ = letters.pictures(PICTURES, SEED)
         latents = torch.cat([latent.encode(part) for part in pictures.split(500)])
