@@ -44,18 +44,24 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "numerics: depends on how the CPU's kernels round; run under two of them")
+    if config.pluginmanager.hasplugin("xdist"):
+        from devkit.grouping import Grouping
+
+        config.pluginmanager.register(Grouping())
     # For networks this small a second thread mostly waits, the more so beside other workers.
     threads = config.getoption("--threads")
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item):
+    """Group what shares something costly, for `--dist loadgroup`."""
+    item.add_marker(pytest.mark.xdist_group(" ".join(_group(item))))
+
+
 def pytest_collection_modifyitems(items):
-    """Group what shares something costly, for `--dist loadgroup`; long groups first, so that none is left for the end."""
+    """Long groups first, so that none is left for the end."""
     items.sort(key=lambda item: START.index(_group(item)[0]))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(" ".join(_group(item))))
 
 
 START = ("server", "formats", "installed", "host", "pure")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from devkit import comfyui, graph, server, testing
-from devkit.paths import Stop
+from devkit.paths import ROOT, Stop
 
 INFO = {
     "Sampler": {
@@ -196,15 +196,48 @@ def test_chosen_tests_run_once(monkeypatch):
 
 
 def pytest_in(folder, *arguments):
-    """pytest's exit code and last line, on a folder of tests of its own."""
+    """pytest on a folder of tests of its own."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", folder, *arguments, folder]
-    done = subprocess.run(list(map(str, command)), cwd=folder, env=os.environ, capture_output=True, text=True)
-    return done.returncode, done.stdout.splitlines()[-1]
+    return subprocess.run(list(map(str, command)), cwd=folder, env=os.environ, capture_output=True, text=True)
 
 
 def test_processes_change_neither_the_summary_nor_the_exit_code(tmp_path):
     processes = testing.parallel("2", [])
     (tmp_path / "test_some.py").write_text("def test_one(): pass\ndef test_two(): assert False\n")
-    assert pytest_in(tmp_path, *processes, "-k", "nothing")[0] == 5, "no test ran"
-    code, last = pytest_in(tmp_path, *processes)
-    assert code == 1 and "1 failed, 1 passed" in last
+    assert pytest_in(tmp_path, *processes, "-k", "nothing").returncode == 5, "no test ran"
+    done = pytest_in(tmp_path, *processes)
+    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout.splitlines()[-1]
+
+
+GROUPED = """
+    import importlib.util, os, pytest, sys
+
+    for name in ("devkit", "devkit.grouping"):
+        path = os.path.join({root!r}, *name.split("."))
+        path = os.path.join(path, "__init__.py") if name == "devkit" else path + ".py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+
+    def pytest_configure(config):
+        config.pluginmanager.register(sys.modules["devkit.grouping"].Grouping())
+
+    def pytest_itemcollected(item):
+        item.add_marker(pytest.mark.xdist_group(str(item.callspec.params["i"] % 2)))
+"""
+PLACED = """
+    import os, pytest
+
+    @pytest.mark.parametrize("i", range(12))
+    def test_place(i):
+        print("of group", i % 2, "in", os.environ["PYTEST_XDIST_WORKER"])
+"""
+
+
+def test_a_group_stays_in_one_process(tmp_path):
+    (tmp_path / "conftest.py").write_text(textwrap.dedent(GROUPED.format(root=str(ROOT))))
+    (tmp_path / "test_some.py").write_text(textwrap.dedent(PLACED))
+    done = pytest_in(tmp_path, *testing.parallel("2", []), "-rP")
+    assert done.returncode == 0, done.stdout
+    places = [line for line in done.stdout.splitlines() if line.startswith("of group")]
+    assert len(places) == 12 and len(set(places)) == 2 == len({line.split(" in ")[1] for line in places}), places
