@@ -270,7 +270,7 @@ def test_neutral_window_and_mask(comfy, tiny, twin):
     plain = tiny.sample(model, "sd3")
     assert torch.equal(tiny.sample(corrected(model, found, correction="moments", strength=0.0), "sd3"), plain)
     empty = corrected(model, found, correction="moments", start_percent=0.5, end_percent=0.5)
-    own = of_run(lambda model: tiny.sample(model, "sd3"), model)
+    own = of_run(lambda model: tiny.sample(model, "sd3"), model, plain)
     assert_equal_but_for_rounding(tiny.sample(empty, "sd3"), plain, own)
     whole = corrected(model, found, correction="moments")
     assert float((tiny.sample(whole, "sd3") - plain).abs().max()) > 0.01

@@ -37,7 +37,11 @@ def drift(comfy):
 @pytest.fixture
 def rounding_of(tiny):
     """`rounding_of(model, family, **options)`: what rounding does to a run of the plain model."""
-    return lambda model, family, **options: of_run(lambda each: tiny.sample(each, family, **options), model)
+
+    def rounding_of(model, family, plain=None, **options):
+        return of_run(lambda each: tiny.sample(each, family, **options), model, plain)
+
+    return rounding_of
 
 
 def with_sampler(model, function):
@@ -123,7 +127,7 @@ def test_without_error_every_sampler_is_itself(tiny, rounding_of, drift, statist
     model = tiny.model(family)
     plain = tiny.sample(model, family, steps=6, sampler=sampler)
     result = tiny.sample(drift(model, statistics(model, spread=0.0)), family, steps=6, sampler=sampler)
-    assert_equal_but_for_rounding(result, plain, rounding_of(model, family, steps=6, sampler=sampler))
+    assert_equal_but_for_rounding(result, plain, rounding_of(model, family, plain, steps=6, sampler=sampler))
 
 
 @pytest.mark.numerics
@@ -269,7 +273,7 @@ def test_inpainting_keeps_the_kept_region(tiny, rounding_of, drift, statistics, 
     plain = tiny.sample(model, family, **options)
     result = tiny.sample(drift(model, statistics(model)), family, **options)
     # Euler's last step rounds, ComfyUI's own as well: (x - denoised) / sigma * sigma.
-    own = rounding_of(model, family, **options)
+    own = rounding_of(model, family, plain, **options)
     assert_equal_but_for_rounding(result[..., :8], plain[..., :8], own)
     assert_equal_but_for_rounding(result[..., :8], latent[..., :8], own)
     assert not torch.allclose(result[..., 8:], plain[..., 8:], atol=1e-3)
@@ -332,7 +336,7 @@ def test_partial_schedules_and_callbacks_are_comfyuis(tiny, rounding_of, drift, 
 
         plain, ours = seen(model), seen(drift(model, statistics(model, spread=0.0)))
         assert places[0] == places[1]
-        assert_equal_but_for_rounding(ours, plain, of_run(seen, model))
+        assert_equal_but_for_rounding(ours, plain, of_run(seen, model, plain))
 
 
 @pytest.mark.numerics
@@ -343,7 +347,7 @@ def test_window_chooses_the_steps(tiny, rounding_of, drift, statistics):
     plain = tiny.sample(model, "sd15", steps=6)
     late = tiny.sample(drift(model, stats, start_percent=0.5), "sd15", steps=6)
     never = tiny.sample(drift(model, stats, start_percent=0.9995), "sd15", steps=6)
-    assert_equal_but_for_rounding(never, plain, rounding_of(model, "sd15", steps=6))
+    assert_equal_but_for_rounding(never, plain, rounding_of(model, "sd15", plain, steps=6))
     assert 0 < (late - plain).norm() < (whole - plain).norm()
 
 

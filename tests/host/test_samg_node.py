@@ -131,7 +131,7 @@ def test_neighbours_work_with_it_in_either_order(tiny, denoised_seen, samg, name
 
     plainly = together(plainly_steered)
     result, expected = first(together(samg)), first(plainly)
-    assert_equal_but_for_rounding(result, expected, of_run(first, plainly))
+    assert_equal_but_for_rounding(result, expected, of_run(first, plainly, expected))
     for alone in (samg(model), other(model)):
         assert (result - first(alone)).abs().max() > 1e-3
 
