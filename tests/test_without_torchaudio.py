@@ -22,7 +22,7 @@ def run(folder, code):
     shutil.copy2(SHIM, folder)
     command = [sys.executable, "-S", "-c", f"import {SHIM.stem}\n{code}"]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(folder)}
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(folder)}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -128,6 +128,7 @@ def entropy(q, k, heads):
     return certainty
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", ["sd3", "flux", "wan", "sd15"])
 def test_the_map_is_the_entropy_of_the_positive_prompt(tiny, watch, seen_by, attentions, family):
     """Against a plain loop over the captured q and k; ComfyUI's batch is [uncond, cond]."""

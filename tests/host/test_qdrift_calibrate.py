@@ -25,6 +25,7 @@ def kept(folder):
     return full, [path for path in found if path not in full]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", ["sd3", "sd15"])
 def test_it_equals_a_plain_computation(comfy, tiny, twin, calibrate, family):
     statistics, _, path = calibrate(family)
