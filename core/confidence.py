@@ -20,7 +20,8 @@ def gradient_confidence(x: Tensor, tile: int = 32, stride: int = 16) -> Tensor:
     """Confidence of each tile from how much structure it holds: g / max(g), g = the tile's mean gradient.
 
     Source: QSilk Sec. 3.2 (Lite), METHODS.md section 2: Sobel gradient of the mean over channels. The border is
-    repeated outwards. A picture without any gradient has confidence 0.
+    repeated outwards. A picture without any gradient has confidence 0. Where a gradient is not finite, as around a NaN,
+    it counts as 0, so that it reaches no tile but those it lies in.
 
     Args:
         x: latent or x0 prediction, (B, C, H, W) or (B, C, F, H, W), any float dtype.
@@ -153,7 +154,7 @@ def _gradient(image: Tensor) -> Tensor:
     sums = sums[..., 1:] + sums[..., :-1]
     p = sums[..., 1:, 1:] - sums[..., :-1, :-1]
     q = sums[..., 1:, :-1] - sums[..., :-1, 1:]
-    return p.square_().addcmul_(q, q).sqrt_()
+    return p.square_().addcmul_(q, q).sqrt_().nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _evenly(count: int, limit: int, device: torch.device) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .quantile import on_host, sample_quantiles
+from . import device
+from .quantile import sample_quantiles
 from .shapes import expand_like
 
 Form = Literal["hard", "tanh", "smooth"]
@@ -59,13 +60,13 @@ def micrograin(
     if form == "hard":
         return _hard(x, q_low, q_high)
 
-    low, high = _bounds(x, [q_low, q_high])
-    half_range = high / 2 - low / 2  # (B,); halved first, because high - low can overflow
+    wide = x.float()
+    low, high = bounds = _bounds(wide, [q_low, q_high])
+    low_half, high_half = bounds / 2
+    half_range = high_half - low_half  # (B,); halved first, because high - low can overflow
     middle = expand_like(low + half_range, x)
     half_range = expand_like(half_range, x)
-    limit = (
-        _tanh(x.float(), middle, half_range, alpha) if form == "tanh" else _smooth(x.float(), middle, half_range, knee)
-    )
+    limit = _tanh(wide, middle, half_range, alpha) if form == "tanh" else _smooth(wide, middle, half_range, knee)
     return limit.to(x.dtype)
 
 
@@ -99,10 +100,11 @@ def _hard(x: Tensor, q_low: float, q_high: float) -> Tensor:
     low_row = 0 if q_low > 0.0 else None
     high_row = -1 if q_high < 1.0 else None
     # Rounding the bounds to x's dtype first equals clamping in float32 and rounding after: rounding keeps the order.
-    if on_host(x) and len(x) == 1:  # plain numbers as bounds are several times faster on the CPU than tensors
+    if device.on_host(x) and len(x) == 1:  # plain numbers as bounds are several times faster on the CPU than tensors
         return torch.clamp(x, *(None if row is None else bounds[row].item() for row in (low_row, high_row)))
-    if not on_host(x) or x.requires_grad:  # clamp(out=...) has no gradient
-        low, high = (None if row is None else expand_like(bounds[row], x).to(x.dtype) for row in (low_row, high_row))
+    if not device.on_host(x) or x.requires_grad:  # clamp(out=...) has no gradient
+        bounds = bounds.to(x.dtype)
+        low, high = (None if row is None else expand_like(bounds[row], x) for row in (low_row, high_row))
         return torch.clamp(x, low, high)
     result = torch.empty_like(x)
     for sample, limited, ends in zip(x, result, bounds.T.tolist(), strict=True):
@@ -116,7 +118,8 @@ def _tanh(x: Tensor, middle: Tensor, half_range: Tensor, alpha: float) -> Tensor
 
 
 def _smooth(x: Tensor, middle: Tensor, half_range: Tensor, knee: float) -> Tensor:
-    core = x.clamp(middle - knee * half_range, middle + knee * half_range)
+    reach = knee * half_range
+    core = x.clamp(middle - reach, middle + reach)
     room = ((1.0 - knee) * half_range).clamp(min=torch.finfo(torch.float32).tiny)
     excess = (x - core).clamp_(-FAR, FAR)  # 0 in the core
     return core.addcmul_(excess, room / excess.abs().add_(room))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from . import device, quantile_device
 
 # Elements per chunk, widest first. Wide chunks make the first pass cheap, narrow ones leave fewer candidates.
 CHUNKS = (64, 32)
 # Elements the CPU looks at together: they stay in cache, and torch starts threads for 32768 and up. In a chain of small
 # steps waiting for a thread costs about what it saves, and far more where another process holds its core.
 PIECE = 30720
-Count = TypeVar("Count", int, Tensor)
 
 
 def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
@@ -39,30 +39,26 @@ def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
     batch, size = flat.shape
     if batch == 0:
         return flat.new_empty(len(levels), 0)
+    if not device.on_host(x):
+        return quantile_device.quantiles(flat, levels)
 
     # Each quantile is read from the end it is nearer to; one search per end serves all quantiles there.
     depths = {False: 0, True: 0}  # largest: how many elements
     for level in levels:
         depths[level > 0.5] = max(depths[level > 0.5], _depth(level, size, level > 0.5))
     width = next((width for width in CHUNKS if 2 * max(depths.values()) * width <= size), None)
-    all_finite, extremes = _examined(flat, width) if on_host(x) else (False, None)
-    wanted = {largest: k for largest, k in depths.items() if k > 0}
-    if all_finite:
-        known = dict.fromkeys(depths) if extremes is None else {largest: extremes[int(largest)] for largest in depths}
-        tails = {largest: _tail(flat, k, largest, width, known[largest]) for largest, k in wanted.items()}
-        return torch.stack([_interpolate(tails[level > 0.5], level, size, level > 0.5) for level in levels])
+    all_finite, extremes = _examined(flat, width)
+    finite = None if all_finite else flat.isfinite()
+    count = size if all_finite else finite.sum(1)  # (B,)
 
-    finite = flat.isfinite()
     tails = {}
-    for largest, k in wanted.items():  # what is not finite ranks behind all else
-        tails[largest] = _tail(flat.where(finite, -torch.inf if largest else torch.inf), k, largest, width)
-    count = finite.sum(1)  # (B,)
-    return torch.stack([_interpolate_counted(tails[level > 0.5], level, count, level > 0.5) for level in levels])
-
-
-def on_host(x: Tensor) -> bool:
-    """Whether looking at x's values is free. On an accelerator it would stall the sampler until the device is done."""
-    return x.device.type == "cpu"
+    for largest, k in depths.items():
+        if k > 0 and all_finite:
+            tails[largest] = _tail(flat, k, largest, width, None if extremes is None else extremes[int(largest)])
+        elif k > 0:  # what is not finite ranks behind all else
+            tails[largest] = _tail(flat.where(finite, -torch.inf if largest else torch.inf), k, largest, width)
+    interpolate = _interpolate if all_finite else _interpolate_counted
+    return torch.stack([interpolate(tails[level > 0.5], level, count, level > 0.5) for level in levels])
 
 
 def _checked_levels(x: Tensor, q: Sequence[float] | float) -> list[float]:
@@ -77,7 +73,7 @@ def _checked_levels(x: Tensor, q: Sequence[float] | float) -> list[float]:
 
 
 def _examined(flat: Tensor, width: int | None) -> tuple[bool, Tensor | None]:
-    """On the CPU: whether all is finite, and what tells it and is needed anyway: chunk minima and maxima (2, B, chunks)."""
+    """Whether all is finite, and what tells it and is needed anyway: chunk minima and maxima (2, B, chunks)."""
     if width is None:
         return _all_finite(flat), None
     chunks, rest = _chunked(flat, width)
@@ -97,7 +93,7 @@ def _all_finite(values: Tensor) -> bool:
     return True
 
 
-def _fixed_point_rank(level: float, count: Count) -> Count:
+def _fixed_point_rank(level: float, count: int | Tensor) -> int | Tensor:
     """level * (count - 1) * 2^30. In whole numbers: float32 cannot hold a rank, Apple GPUs have no float64."""
     high, low = divmod(round(level * 2**60), 2**30)
     return (count - 1) * high + ((count - 1) * low >> 30)
@@ -142,13 +138,9 @@ def _tail(flat: Tensor, k: int, largest: bool, width: int | None, extremes: Tens
     if extremes is None:
         extremes = chunks.amax(2) if largest else chunks.amin(2)
     bounds, chosen = extremes.topk(k, dim=1, largest=largest, sorted=False)  # (B, k)
-    if on_host(flat):
-        samples = zip(chunks.unbind(), chosen.unbind(), bounds.unbind(), rest.unbind(), strict=True)
-        rows = [_candidates(*sample, largest) for sample in samples]
-        return torch.stack([row.topk(k, largest=largest).values for row in rows])
-    batch = torch.arange(flat.shape[0], device=flat.device)[:, None]
-    candidates = torch.cat([chunks[batch, chosen].flatten(1), rest], 1)  # (B, k * width + rest)
-    return candidates.topk(k, dim=1, largest=largest).values
+    samples = zip(chunks.unbind(), chosen.unbind(), bounds.unbind(), rest.unbind(), strict=True)
+    rows = [_candidates(*sample, largest) for sample in samples]
+    return torch.stack([row.topk(k, largest=largest).values for row in rows])
 
 
 def _chunked(flat: Tensor, width: int) -> tuple[Tensor, Tensor]:

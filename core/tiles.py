@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .device import on_host
+
 
 class Band(NamedTuple):
     """Positions start to stop - 1, and the tiles that all of them lie in."""
@@ -41,11 +43,16 @@ class Axis:
         """The most tiles that any position lies in."""
         return max(len(band.tiles) for band in self.bands)
 
-    def covers(self, device: torch.device) -> Tensor:
-        """The tiles of each band: (depth, bands) indices, len(starts) where a band has fewer."""
+    def covers(self) -> Tensor:
+        """The tiles of each band, on the CPU: (depth, bands) indices, len(starts) where a band has fewer."""
         depth, none = self.depth, len(self.starts)
         padded = [[*band.tiles, *[none] * (depth - len(band.tiles))] for band in self.bands]
-        return _to_device(torch.tensor(padded).T.contiguous(), device)
+        return torch.tensor(padded).T.contiguous()
+
+    def cells(self) -> Tensor:
+        """The band of each unit, on the CPU: (units,) indices."""
+        sizes = torch.tensor([(band.stop - band.start) // self.unit for band in self.bands])
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
 
 class Grid(NamedTuple):
@@ -55,6 +62,14 @@ class Grid(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.rows.starts), len(self.columns.starts)
+
+
+class Cover(NamedTuple):
+    """The tiles of each cell, a unit of the rows by a unit of the columns, on a latent's device."""
+
+    rows: Tensor  # (depth, cells) indices, the number of tiles where a cell has fewer
+    columns: Tensor  # the same
+    share: Tensor  # (cells, 1, cells, 1), 1 / number of tiles, ready to broadcast against as_cells
 
 
 class Block(NamedTuple):
@@ -68,8 +83,7 @@ class Block(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """This block of x (B, F, C, H, W), as a view (b, f, C, bands, height, W)."""
-        part: Tensor = x[self.batch, self.frames, :, self.rows].unflatten(3, (-1, self.height))
-        return part
+        return x[self.batch, self.frames, :, self.rows].unflatten(3, (-1, self.height))
 
 
 def tile_grid(height: int, width: int, tile: int, stride: int) -> Grid:
@@ -100,9 +114,26 @@ def as_frames(x: Tensor) -> Tensor:
     return x.transpose(1, 2) if x.ndim == 5 else x.unsqueeze(1)
 
 
+def as_cells(x: Tensor, grid: Grid) -> Tensor:
+    """(..., H, W) -> (..., rows of cells, height, columns of cells, width), a view."""
+    return x.unflatten(-1, (-1, grid.columns.unit)).unflatten(-3, (-1, grid.rows.unit))
+
+
+def cover(grid: Grid, device: torch.device) -> Cover:
+    """Which tiles lie over each cell, in one transfer that the device is not waited for."""
+    rows, columns = grid.rows.covers()[:, grid.rows.cells()], grid.columns.covers()
+    counts = [(index < len(axis.starts)).sum(0) for index, axis in zip((rows, columns), grid, strict=True)]
+    parts = (rows, columns, *counts)
+    together = torch.cat([part.flatten() for part in parts]).to(device, non_blocking=True)
+    there = [piece.view(part.shape) for piece, part in zip(together.split([p.numel() for p in parts]), parts, strict=True)]
+    return Cover(there[0], there[1], (there[2][:, None, None, None] * there[3][:, None]).reciprocal())
+
+
 def tile_means(x: Tensor, grid: Grid) -> Tensor:
     """Mean of each tile: (..., H, W) -> (..., rows, columns)."""
-    cells = x.unflatten(-2, (-1, grid.rows.unit)).mean(-2).unflatten(-1, (-1, grid.columns.unit)).mean(-1)
+    cells = as_cells(x, grid)
+    # On the CPU a mean over two dimensions takes several times as long as over one after the other.
+    cells = cells.mean(-3).mean(-1) if on_host(x) else cells.mean((-3, -1))
     return _windows(_windows(cells.mT, grid.rows).mean(-1).mT, grid.columns).mean(-1)
 
 
@@ -117,6 +148,8 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     Returns:
         Two float32 tensors (B, F, rows, columns).
     """
+    if not on_host(x):
+        return _merge_tiles(*_statistics_of_cells(x, grid), grid)
     batch, frames, _, _, width = x.shape
     mean = torch.empty(batch, frames, len(grid.rows.bands), width, device=x.device)  # per band and column of positions
     variance = torch.empty_like(mean)
@@ -131,10 +164,26 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     cells = (-1, grid.columns.unit)
     mean, variance = _merge(mean.unflatten(-1, cells), variance.unflatten(-1, cells))
     mean, variance = _merge(_windows(mean, grid.columns), _windows(variance, grid.columns))  # (B, F, bands, columns)
-    units = [i for i, band in enumerate(grid.rows.bands) for _ in range(band.start, band.stop, grid.rows.unit)]
-    index = _to_device(torch.tensor(units), x.device)
-    mean, variance = (_windows(t.index_select(2, index).mT, grid.rows) for t in (mean, variance))
+    units = grid.rows.cells()
+    mean, variance = (_windows(t.index_select(2, units).mT, grid.rows) for t in (mean, variance))
     mean, variance = _merge(mean, variance)
+    return mean.mT, variance.mT
+
+
+def _statistics_of_cells(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each cell, (B, F, cells, cells), in few operators and one copy of x."""
+    cells, inside = as_cells(x.float(), grid), (2, 4, 6)
+    origin = cells[:, :, :1, :, :1, :, :1]
+    offset = cells - origin
+    shift = offset.mean(inside, keepdim=True)
+    mean = (shift + origin)[:, :, 0, :, 0, :, 0]
+    return mean, offset.sub_(shift).square_().mean(inside)
+
+
+def _merge_tiles(mean: Tensor, variance: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Statistics of tiles from those of cells."""
+    mean, variance = _merge(_windows(mean, grid.columns), _windows(variance, grid.columns))  # (B, F, cells, columns)
+    mean, variance = _merge(_windows(mean.mT, grid.rows), _windows(variance.mT, grid.rows))
     return mean.mT, variance.mT
 
 
@@ -146,8 +195,8 @@ def blocks(x: Tensor, rows: Axis) -> Iterator[Block]:
     # A float32 work tensor then takes at most half the bytes of x. Memory not touched before costs more than a launch.
     elements = min(elements, max(x.numel() * x.element_size() // 8, 2**14))
     heights = [band.stop - band.start for band in rows.bands]
-    for height, equal in groupby(range(len(heights)), key=heights.__getitem__):
-        run = list(equal)
+    for height, run in groupby(range(len(heights)), key=heights.__getitem__):
+        run = list(run)
         room = elements // (channels * height * width)  # bands that fit
         pieces = product(
             _split(0, batch, room // (len(run) * frames)),
@@ -193,7 +242,3 @@ def _split(start: int, stop: int, size: int) -> list[slice]:
     pieces = -(-(stop - start) // max(size, 1))
     size = -(-(stop - start) // pieces)
     return [slice(a, min(a + size, stop)) for a in range(start, stop, size)]
-
-
-def _to_device(x: Tensor, device: torch.device) -> Tensor:
-    return x.to(device, non_blocking=True)  # does not wait for the device
