@@ -49,7 +49,7 @@ def _smooth_tables(corridor: Corridor, knee: float) -> tuple[Tensor, Tensor]:
 
 def _clip_blocks(x: Tensor, result: Tensor, grid: Grid, tables: tuple[Tensor, Tensor], clip: _Clip) -> None:
     """Overlap-add (Alg. 1): write the mean over the tiles at each position of the tiles' clipped values to result."""
-    bands, columns = (axis.covers() for axis in grid)  # (depth, bands)
+    bands, columns = (torch.tensor(axis.covers()) for axis in grid)  # (depth, bands)
     each, sums = (t.index_select(4, columns.flatten()).unflatten(4, columns.shape) for t in tables)
     each = each.repeat_interleave(grid.columns.unit, dim=-1)  # (n, B, F, rows + 1, depth, W)
     sums = sums.sum(4).index_select(3, bands.flatten()).unflatten(3, bands.shape).sum(3)  # (n, B, F, bands, bands)

@@ -57,6 +57,8 @@ def entropy_confidence(
     certainty. Where all tokens have the same entropy there is nothing to stretch and the entropy itself is subtracted
     from 1, so attention that is uniform everywhere gives 0 and attention to one key everywhere gives 1.
 
+    A query that is not finite counts as uncertain, 0; a key that is not, as masked. Neither reaches other queries.
+
     At most max_tokens queries and keys and max_heads heads are looked at, evenly spaced; a token in between gets the
     value of the one that stands for it. That is 2 n m dim operations a head and sample for the n queries and m keys
     looked at.
@@ -79,21 +81,26 @@ def entropy_confidence(
     chosen = _evenly(heads, max_heads, q.device)
     q_heads = q[:, queries].unflatten(2, (heads, -1))[:, :, chosen].transpose(1, 2).float()  # (B, h, n, dim)
     k_heads = k[:, keys].unflatten(2, (key_heads, -1))[:, :, chosen * key_heads // heads].transpose(1, 2).float()
+    known = q_heads.sum((1, 3)).isfinite()  # (B, n)
+    allowed = k_heads.sum(-1).isfinite().unsqueeze(2)  # (B, h, 1, m)
+    q_heads, k_heads = (part.nan_to_num(0.0, 0.0, 0.0) for part in (q_heads, k_heads))
     scores = (q_heads @ k_heads.mT) * (scale or 1.0 / math.sqrt(q_heads.shape[-1]))
-    most_possible: float | Tensor = math.log(max(keys.numel(), 2))  # with one key the entropy is 0, and stays it
     if mask is not None:
         for dim, index in ((1, chosen), (2, queries), (3, keys)):
             mask = mask if mask.shape[dim] == 1 else mask.index_select(dim, index)
-        allowed = mask if mask.dtype == torch.bool else mask > MASKED
-        # Not -inf: where a query may look nowhere, every key would be NaN instead of every key alike.
-        scores = (scores if mask.dtype == torch.bool else scores + mask).masked_fill(~allowed, MASKED)
-        most_possible = allowed.expand_as(scores).sum(-1).clamp(min=2).log()
+        allowed = allowed & (mask if mask.dtype == torch.bool else mask > MASKED)
+        scores = scores if mask.dtype == torch.bool else scores + mask
+    # Not -inf: where a query may look nowhere, every key would be NaN instead of every key alike.
+    scores = scores.masked_fill(~allowed, MASKED)
+    most_possible = allowed.sum(-1).clamp(min=2).log()  # with one key the entropy is 0, and stays it
     log_p = torch.log_softmax(scores, dim=-1)
     entropy = (-(log_p.exp() * log_p).sum(-1) / most_possible).clamp(max=1.0).mean(1)  # (B, n)
 
-    least, most = entropy.amin(1, keepdim=True), entropy.amax(1, keepdim=True)
+    least = entropy.masked_fill(~known, math.inf).amin(1, keepdim=True)
+    most = entropy.masked_fill(~known, -math.inf).amax(1, keepdim=True)
     stretched = (entropy - least) / (most - least).clamp(min=MIN_SPREAD)
     confidence = 1.0 - torch.where(most - least < MIN_SPREAD, entropy, stretched).clamp(0.0, 1.0)
+    confidence = confidence.masked_fill(~known, 0.0)
     nearest = torch.arange(q.shape[1], device=q.device) * queries.numel() // q.shape[1]
     return confidence[:, nearest]
 

@@ -80,10 +80,10 @@ class AQClipState:
         self._average = known if self._before is None or beta == 0.0 else _mix(self._before, known, 1.0 - beta)
         return self._average
 
-    def cover(self, grid: Grid, device: torch.device) -> Cover:
+    def cover(self, grid: Grid, place: torch.device) -> Cover:
         """tiles.cover of this grid, made once."""
-        if self._cover is None or self._cover[0] != grid or self._cover[1].share.device != device:
-            self._cover = grid, cover(grid, device)
+        if self._cover is None or self._cover[0] != grid or self._cover[1].share.device != place:
+            self._cover = grid, cover(grid, place)
         return self._cover[1]
 
 

@@ -61,10 +61,10 @@ def micrograin(
         return _hard(x, q_low, q_high)
 
     wide = x.float()
-    low, high = bounds = _bounds(wide, [q_low, q_high])
+    bounds = _bounds(wide, [q_low, q_high])
     low_half, high_half = bounds / 2
     half_range = high_half - low_half  # (B,); halved first, because high - low can overflow
-    middle = expand_like(low + half_range, x)
+    middle = expand_like(bounds[0] + half_range, x)
     half_range = expand_like(half_range, x)
     limit = _tanh(wide, middle, half_range, alpha) if form == "tanh" else _smooth(wide, middle, half_range, knee)
     return limit.to(x.dtype)

@@ -75,6 +75,26 @@ def scale_map(
     return _scale(_energy_sum(*_float32(cond, uncond)), w_min, w_max, normalize, curve, scope)
 
 
+def scale_of_energy(
+    energy: Tensor,
+    w_min: float,
+    w_max: float,
+    normalize: Normalize = "minmax",
+    curve: Curve = "linear",
+    scope: Scope = "clip",
+) -> Tensor:
+    """scale_map of an energy at hand, (B, 1, *spatial) float32 as guidance_energy gives it, which stays as it is.
+
+    Raises:
+        ValueError: as scale_map; energy has other dimensions or another dtype.
+    """
+    _check_options("scale_of_energy", w_min, w_max, normalize, curve, scope)
+    if energy.ndim not in (4, 5) or energy.shape[1] != 1 or 0 in energy.shape[1:] or energy.dtype != torch.float32:
+        got = f"{tuple(energy.shape)} {energy.dtype}"
+        raise ValueError(f"scale_of_energy: energy is {got}; give (B, 1, *spatial) in float32, as guidance_energy does.")
+    return _scale(energy.clone(), w_min, w_max, normalize, curve, scope)
+
+
 def samg(
     cond: Tensor,
     uncond: Tensor,

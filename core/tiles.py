@@ -9,14 +9,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, pairwise, product
+from itertools import chain, groupby, pairwise, product
 from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .device import on_host
+from . import device
 
 
 class Band(NamedTuple):
@@ -43,16 +43,15 @@ class Axis:
         """The most tiles that any position lies in."""
         return max(len(band.tiles) for band in self.bands)
 
-    def covers(self) -> Tensor:
-        """The tiles of each band, on the CPU: (depth, bands) indices, len(starts) where a band has fewer."""
+    def covers(self) -> list[list[int]]:
+        """The tiles of each band, by layers of tiles that do not overlap: depth x bands, len(starts) where there is none."""
         depth, none = self.depth, len(self.starts)
         padded = [[*band.tiles, *[none] * (depth - len(band.tiles))] for band in self.bands]
-        return torch.tensor(padded).T.contiguous()
+        return [list(layer) for layer in zip(*padded, strict=True)]
 
-    def cells(self) -> Tensor:
-        """The band of each unit, on the CPU: (units,) indices."""
-        sizes = torch.tensor([(band.stop - band.start) // self.unit for band in self.bands])
-        return torch.arange(len(sizes)).repeat_interleave(sizes)
+    def cells(self) -> list[int]:
+        """The band of each unit."""
+        return [i for i, band in enumerate(self.bands) for _ in range(band.start, band.stop, self.unit)]
 
 
 class Grid(NamedTuple):
@@ -119,21 +118,24 @@ def as_cells(x: Tensor, grid: Grid) -> Tensor:
     return x.unflatten(-1, (-1, grid.columns.unit)).unflatten(-3, (-1, grid.rows.unit))
 
 
-def cover(grid: Grid, device: torch.device) -> Cover:
+def cover(grid: Grid, place: torch.device) -> Cover:
     """Which tiles lie over each cell, in one transfer that the device is not waited for."""
-    rows, columns = grid.rows.covers()[:, grid.rows.cells()], grid.columns.covers()
-    counts = [(index < len(axis.starts)).sum(0) for index, axis in zip((rows, columns), grid, strict=True)]
-    parts = (rows, columns, *counts)
-    together = torch.cat([part.flatten() for part in parts]).to(device, non_blocking=True)
-    there = [piece.view(part.shape) for piece, part in zip(together.split([p.numel() for p in parts]), parts, strict=True)]
-    return Cover(there[0], there[1], (there[2][:, None, None, None] * there[3][:, None]).reciprocal())
+    tables = []  # of each axis depth + 1 rows: the tiles of each cell, and their number
+    for axis in grid:
+        cells = axis.cells()
+        tables.append([[layer[band] for band in cells] for layer in axis.covers()])
+        tables[-1].append([len(axis.bands[band].tiles) for band in cells])
+    together = torch.tensor([*chain(*chain(*tables))]).to(place, non_blocking=True)
+    sizes = [len(table) * len(table[0]) for table in tables]
+    rows, columns = (t.view(len(table), -1) for t, table in zip(together.split(sizes), tables, strict=True))
+    return Cover(rows[:-1], columns[:-1], (rows[-1, :, None, None, None] * columns[-1, :, None]).reciprocal())
 
 
 def tile_means(x: Tensor, grid: Grid) -> Tensor:
     """Mean of each tile: (..., H, W) -> (..., rows, columns)."""
     cells = as_cells(x, grid)
     # On the CPU a mean over two dimensions takes several times as long as over one after the other.
-    cells = cells.mean(-3).mean(-1) if on_host(x) else cells.mean((-3, -1))
+    cells = cells.mean(-3).mean(-1) if device.on_host(x) else cells.mean((-3, -1))
     return _windows(_windows(cells.mT, grid.rows).mean(-1).mT, grid.columns).mean(-1)
 
 
@@ -148,7 +150,7 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     Returns:
         Two float32 tensors (B, F, rows, columns).
     """
-    if not on_host(x):
+    if not device.on_host(x):
         return _merge_tiles(*_statistics_of_cells(x, grid), grid)
     batch, frames, _, _, width = x.shape
     mean = torch.empty(batch, frames, len(grid.rows.bands), width, device=x.device)  # per band and column of positions
@@ -164,7 +166,7 @@ def tile_statistics(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     cells = (-1, grid.columns.unit)
     mean, variance = _merge(mean.unflatten(-1, cells), variance.unflatten(-1, cells))
     mean, variance = _merge(_windows(mean, grid.columns), _windows(variance, grid.columns))  # (B, F, bands, columns)
-    units = grid.rows.cells()
+    units = torch.tensor(grid.rows.cells())
     mean, variance = (_windows(t.index_select(2, units).mT, grid.rows) for t in (mean, variance))
     mean, variance = _merge(mean, variance)
     return mean.mT, variance.mT

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.samg import Curve, Normalize, Scope, guidance_energy, scale_map, steer_cond
+from ..core.samg import Curve, Normalize, Scope, guidance_energy, scale_of_energy, steer_cond
 from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.stages import GuidanceStage, Window
@@ -50,10 +50,11 @@ class SAMGStage(GuidanceStage):
         low, high = self.range(cfg)
         if low == high == cfg:
             return cond  # plain CFG, bit for bit
-        scale = scale_map(cond, uncond, low, high, self.normalize, self.curve, self.scope)
+        energy = guidance_energy(cond, uncond)
+        scale = scale_of_energy(energy, low, high, self.normalize, self.curve, self.scope)
         if self.strength != 1.0:
             scale = torch.lerp(torch.full_like(scale, cfg), scale, self.strength)
-        look(energy=guidance_energy(cond, uncond)[:, 0], scale=scale[:, 0])
+        look(energy=energy[:, 0], scale=scale[:, 0])
         return steer_cond(cond, uncond, scale, cfg)
 
     def settings(self) -> str:
