@@ -20,7 +20,9 @@ def clip_smooth(x: Tensor, grid: Grid, cover: Cover, corridor: Corridor, knee: f
     """Mean over the tiles at each position of the tiles' clipped values: x (B, F, C, H, W) in float32 to the same."""
     cells = as_cells(x, grid)
     reach, room = corridor.reach_and_room(knee)
-    tables = torch.stack((reach - corridor.middle, reach + corridor.middle, room)).masked_fill_(corridor.idle, math.inf)
+    tables = torch.stack((reach - corridor.middle, reach + corridor.middle, room)).masked_fill_(
+        corridor.idle, math.inf
+    )
     tables = F.pad(tables, (0, 1, 0, 1), value=math.inf)
     tables[0].neg_()  # "no tile", the last row and column, and an idle tile now reach from -inf to inf
     taken = _sum_of_layers(cells, tables, cover, _smooth)

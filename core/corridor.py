@@ -38,9 +38,7 @@ def paper(mean: Tensor, variance: Tensor, certainty: Tensor) -> tuple[Tensor, Te
     return mean + (low - high), -(low + high)
 
 
-def widening(
-    mean: Tensor, variance: Tensor, certainty: Tensor, k_min: float, k_max: float
-) -> tuple[Tensor, Tensor]:
+def widening(mean: Tensor, variance: Tensor, certainty: Tensor, k_min: float, k_max: float) -> tuple[Tensor, Tensor]:
     """Middle and half of mu -+ k(H) sd."""
     return mean, (certainty * (k_max - k_min)).add_(k_min).mul_(variance.sqrt())
 

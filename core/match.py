@@ -43,5 +43,7 @@ class Matching:
             raise ValueError(
                 f"Matching: maps of {len(pair[0])} channels, x has {x.shape[1]}; use this model's statistics."
             )
-        scale, shift = (part.to(x.dtype).to(x.device, non_blocking=True).view(-1, *[1] * (x.ndim - 2)) for part in pair)
+        scale, shift = (
+            part.to(x.dtype).to(x.device, non_blocking=True).view(-1, *[1] * (x.ndim - 2)) for part in pair
+        )
         return scale, shift

@@ -91,7 +91,9 @@ def scale_of_energy(
     _check_options("scale_of_energy", w_min, w_max, normalize, curve, scope)
     if energy.ndim not in (4, 5) or energy.shape[1] != 1 or 0 in energy.shape[1:] or energy.dtype != torch.float32:
         got = f"{tuple(energy.shape)} {energy.dtype}"
-        raise ValueError(f"scale_of_energy: energy is {got}; give (B, 1, *spatial) in float32, as guidance_energy does.")
+        raise ValueError(
+            f"scale_of_energy: energy is {got}; give (B, 1, *spatial) in float32, as guidance_energy does."
+        )
     return _scale(energy.clone(), w_min, w_max, normalize, curve, scope)
 
 

@@ -34,7 +34,9 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")
         result = func(*args, **(kwargs or {}))
-        results = [r for r in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(r, torch.Tensor)]
+        results = [
+            r for r in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(r, torch.Tensor)
+        ]
         given = [a for a in args if isinstance(a, torch.Tensor)]
         there = any(t.device.type == "meta" for t in (*results, *given))
         if there:
@@ -107,7 +109,9 @@ class TestOperators:
         # A piece of work is at least WORK elements or a latent: 6 layers here, 8 operators each.
         large = operators(lambda: aqclip(meta(1, 16, 21, 90, 160)))
         assert large < 90 + 6 * 8
-        assert operators(lambda: aqclip(meta(1, 4, 640, 640), 8, 1)) < 90 + 64 * 4 * 640 * 640 / aqclip_layers.WORK * 12
+        assert (
+            operators(lambda: aqclip(meta(1, 4, 640, 640), 8, 1)) < 90 + 64 * 4 * 640 * 640 / aqclip_layers.WORK * 12
+        )
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("normalize", ["minmax", "quantile"])
