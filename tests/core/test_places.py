@@ -134,7 +134,8 @@ def test_common_places_go_by_name_and_width_and_not_by_class():
 
     full, quantized = Network(), Network()
     for name, features in (("blocks.0.mlp.2", WIDTH), ("blocks.1.mlp.2", WIDTH + 1)):
-        quantized.set_submodule(name, Packed(features))
+        parent, _, last = name.rpartition(".")
+        setattr(quantized.get_submodule(parent), last, Packed(features))
     common = places.common_names(full, quantized, "residual")
     assert "blocks.0.mlp.2" in common and "blocks.1.mlp.2" not in common
     assert places.find(full, Network()) == ("residual", places.names(full, "residual"))
