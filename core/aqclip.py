@@ -69,8 +69,8 @@ def aqclip(
     _check(alpha, ema_beta, corridor, form, knee, k_min, k_max)
     if x.dtype == torch.float64:
         narrow = x.float()
-        options = {"step": step, "knee": knee, "k_min": k_min, "k_max": k_max}
-        clipped = aqclip(narrow, tile, stride, alpha, ema_beta, confidence, corridor, form, state, **options)
+        places = (narrow, tile, stride, alpha, ema_beta, confidence, corridor, form, state)
+        clipped = aqclip(*places, step=step, knee=knee, k_min=k_min, k_max=k_max)
         return torch.where(clipped == narrow, x, clipped.double())  # what was not clipped keeps all its digits
 
     wide = x if device.on_host(x) else x.float()  # the CPU converts block by block
@@ -89,12 +89,12 @@ def aqclip(
     slope_or_knee = alpha if form == "tanh" else knee
     if device.on_host(x):
         result = torch.empty_like(x)
-        clip = aqclip_blocks.clip_tanh if form == "tanh" else aqclip_blocks.clip_smooth
-        clip(frames, as_frames(result), grid, limits, slope_or_knee)
+        clip_blocks = aqclip_blocks.clip_tanh if form == "tanh" else aqclip_blocks.clip_smooth
+        clip_blocks(frames, as_frames(result), grid, limits, slope_or_knee)
         return result
     layers = cover(grid, x.device) if state is None else state.cover(grid, x.device)
-    clip = aqclip_layers.clip_tanh if form == "tanh" else aqclip_layers.clip_smooth
-    clipped = clip(frames, grid, layers, limits, slope_or_knee).to(x.dtype)
+    clip_layers = aqclip_layers.clip_tanh if form == "tanh" else aqclip_layers.clip_smooth
+    clipped = clip_layers(frames, grid, layers, limits, slope_or_knee).to(x.dtype)
     return clipped.transpose(1, 2) if x.ndim == 5 else clipped.squeeze(1)
 
 

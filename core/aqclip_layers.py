@@ -60,18 +60,19 @@ def _as_positions(cells: Tensor) -> Tensor:
 
 def _sum_of_layers(cells: Tensor, tables: Tensor, cover: Cover, clip: Callable[..., Tensor]) -> Tensor:
     """Sum of clip(cells, *tables) over the layers of tiles, like cells. tables (n, B, F, rows + 1, columns + 1)."""
-    total = None
-    for layers in _layers(tables, cover, WORK // cells.numel()):
-        part = clip(cells, *_against_cells(layers)).sum((0, 1))
-        total = part if total is None else total.add_(part)
+    parts = (
+        clip(cells, *_against_cells(layers)).sum((0, 1)) for layers in _layers(tables, cover, WORK // cells.numel())
+    )
+    total = next(parts)
+    for part in parts:
+        total.add_(part)
     return total
 
 
 def _table_sums(tables: Tensor, cover: Cover) -> Tensor:
     """Sum of the tables themselves, ready to broadcast against cells, (n, B, F, 1, cells, 1, cells, 1)."""
-    total = 0.0
-    for layers in _layers(tables, cover, WORK // (tables[..., 0, 0].numel() * cover.share.numel())):
-        total = total + layers.sum((1, 2))
+    room = WORK // (tables[..., 0, 0].numel() * cover.share.numel())
+    total = torch.stack([layers.sum((1, 2)) for layers in _layers(tables, cover, room)]).sum(0)
     return _against_cells(total)
 
 

@@ -56,13 +56,13 @@ class AQClipState:
     """
 
     def __init__(self) -> None:
-        self._layout: tuple | None = None  # what the corridors below belong to
+        self._layout: tuple[object, ...] | None = None  # what the corridors below belong to
         self._step: object = None
         self._before: Tensor | None = None  # average up to the step before this one
         self._average: Tensor | None = None
         self._cover: tuple[Grid, Cover] | None = None
 
-    def average(self, corridor: Tensor, beta: float, layout: tuple, step: object = None) -> Tensor:
+    def average(self, corridor: Tensor, beta: float, layout: tuple[object, ...], step: object = None) -> Tensor:
         """Take in this step's corridor and return the average: beta * average before this step + (1 - beta) * corridor.
 
         Calls that name the same step replace each other: all start from the average before that step. A step of None

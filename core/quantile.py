@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ CHUNKS = (64, 32)
 # Elements the CPU looks at together: they stay in cache, and torch starts threads for 32768 and up. In a chain of small
 # steps waiting for a thread costs about what it saves, and far more where another process holds its core.
 PIECE = 30720
+Count = TypeVar("Count", int, Tensor)
 
 
 def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
@@ -48,17 +50,18 @@ def sample_quantiles(x: Tensor, q: Sequence[float] | float) -> Tensor:
         depths[level > 0.5] = max(depths[level > 0.5], _depth(level, size, level > 0.5))
     width = next((width for width in CHUNKS if 2 * max(depths.values()) * width <= size), None)
     all_finite, extremes = _examined(flat, width)
-    finite = None if all_finite else flat.isfinite()
-    count = size if all_finite else finite.sum(1)  # (B,)
+    wanted = {largest: k for largest, k in depths.items() if k > 0}
+    if all_finite:
+        known = dict.fromkeys(depths) if extremes is None else {largest: extremes[int(largest)] for largest in depths}
+        tails = {largest: _tail(flat, k, largest, width, known[largest]) for largest, k in wanted.items()}
+        return torch.stack([_interpolate(tails[level > 0.5], level, size, level > 0.5) for level in levels])
 
+    finite = flat.isfinite()
     tails = {}
-    for largest, k in depths.items():
-        if k > 0 and all_finite:
-            tails[largest] = _tail(flat, k, largest, width, None if extremes is None else extremes[int(largest)])
-        elif k > 0:  # what is not finite ranks behind all else
-            tails[largest] = _tail(flat.where(finite, -torch.inf if largest else torch.inf), k, largest, width)
-    interpolate = _interpolate if all_finite else _interpolate_counted
-    return torch.stack([interpolate(tails[level > 0.5], level, count, level > 0.5) for level in levels])
+    for largest, k in wanted.items():  # what is not finite ranks behind all else
+        tails[largest] = _tail(flat.where(finite, -torch.inf if largest else torch.inf), k, largest, width)
+    count = finite.sum(1)  # (B,)
+    return torch.stack([_interpolate_counted(tails[level > 0.5], level, count, level > 0.5) for level in levels])
 
 
 def _checked_levels(x: Tensor, q: Sequence[float] | float) -> list[float]:
@@ -93,7 +96,7 @@ def _all_finite(values: Tensor) -> bool:
     return True
 
 
-def _fixed_point_rank(level: float, count: int | Tensor) -> int | Tensor:
+def _fixed_point_rank(level: float, count: Count) -> Count:
     """level * (count - 1) * 2^30. In whole numbers: float32 cannot hold a rank, Apple GPUs have no float64."""
     high, low = divmod(round(level * 2**60), 2**30)
     return (count - 1) * high + ((count - 1) * low >> 30)

@@ -46,6 +46,8 @@ def _fraction_bits(nearer: Sequence[float], size: int) -> int:
 def _rank(last: Tensor, level: float, top: bool, bits: int) -> Tensor:
     """level * last as a fixed-point number. From the top: less last, so that it counts down from 0 at the largest."""
     if bits > 30:
-        return last * round((level - 1.0 if top else level) * 2**bits)  # level - 1 is exact
+        exact: Tensor = last * round((level - 1.0 if top else level) * 2**bits)  # level - 1 is exact
+        return exact
     high, low = divmod(round(level * 2**60), 2**30)
-    return torch.add(last * low >> 30, last, alpha=high - 2**30 if top else high)
+    rank: Tensor = torch.add(last * low >> 30, last, alpha=high - 2**30 if top else high)
+    return rank

@@ -82,7 +82,8 @@ class Block(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """This block of x (B, F, C, H, W), as a view (b, f, C, bands, height, W)."""
-        return x[self.batch, self.frames, :, self.rows].unflatten(3, (-1, self.height))
+        part: Tensor = x[self.batch, self.frames, :, self.rows].unflatten(3, (-1, self.height))
+        return part
 
 
 def tile_grid(height: int, width: int, tile: int, stride: int) -> Grid:
@@ -115,7 +116,8 @@ def as_frames(x: Tensor) -> Tensor:
 
 def as_cells(x: Tensor, grid: Grid) -> Tensor:
     """(..., H, W) -> (..., rows of cells, height, columns of cells, width), a view."""
-    return x.unflatten(-1, (-1, grid.columns.unit)).unflatten(-3, (-1, grid.rows.unit))
+    cells: Tensor = x.unflatten(-1, (-1, grid.columns.unit)).unflatten(-3, (-1, grid.rows.unit))
+    return cells
 
 
 def cover(grid: Grid, place: torch.device) -> Cover:
@@ -197,8 +199,8 @@ def blocks(x: Tensor, rows: Axis) -> Iterator[Block]:
     # A float32 work tensor then takes at most half the bytes of x. Memory not touched before costs more than a launch.
     elements = min(elements, max(x.numel() * x.element_size() // 8, 2**14))
     heights = [band.stop - band.start for band in rows.bands]
-    for height, run in groupby(range(len(heights)), key=heights.__getitem__):
-        run = list(run)
+    for height, equal in groupby(range(len(heights)), key=heights.__getitem__):
+        run = list(equal)
         room = elements // (channels * height * width)  # bands that fit
         pieces = product(
             _split(0, batch, room // (len(run) * frames)),

@@ -131,6 +131,7 @@ class TestOperators:
         scale, shift = torch.ones(4), torch.zeros(4)
         matching = Matching([None, (scale, shift), (scale, shift)])
         x = meta(*IMAGE)
+        assert operators(lambda: matching(0, x)) == 4  # all maps are sent ahead, in the first step
         assert operators(lambda: matching(0, x)) == 0
         assert operators(lambda: matching(2, x)) == 1
 
