@@ -274,10 +274,10 @@ def test_an_absurd_error_is_refused_after_one_run(tiny, calibrate):
 
 def test_simulated_quantization_may_err_as_it_likes(tiny, calibrate, monkeypatch):
     """Nothing was misread there; and one network under both models is swapped rightly in both modes."""
-    from gimbal.host.calibrating import calibration
+    from gimbal.host.calibrating import measuring
     from gimbal.nodes.simulate_quantization import GimbalSimulateQuantization
 
-    monkeypatch.setattr(calibration, "ABSURD", 0.0)
+    monkeypatch.setattr(measuring, "ABSURD", 0.0)
     with pytest.raises(ValueError, match="cannot read"):
         calibrate()
     full = tiny.model("sd3")
