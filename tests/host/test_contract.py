@@ -3,6 +3,7 @@
 Written once; a new node joins by a line in MODEL_NODES.
 """
 
+import functools
 import sys
 
 import pytest
@@ -154,17 +155,27 @@ def test_branches_of_one_chain_share_no_state(tiny, node, family):
     assert torch.equal(tiny.sample(patched, family), alone)
 
 
+@pytest.fixture(scope="module")
+def of_plain_batch(tiny):
+    """`of_plain_batch(family)`: a batch of noise, how to run it, and what rounding does to it without a node."""
+
+    @functools.cache
+    def of_plain_batch(family):
+        noise = torch.randn(tiny.latent(family, batch=4).shape, generator=torch.Generator().manual_seed(4))
+
+        def run(model, noise):
+            return tiny.sample(model, family, latent=torch.zeros_like(noise), noise=noise)
+
+        return noise, run, of_batch(run, tiny.model(family), noise)
+
+    return of_plain_batch
+
+
 @pytest.mark.numerics
-def test_batch_equals_one_by_one(tiny, node, family):
+def test_batch_equals_one_by_one(tiny, of_plain_batch, node, family):
     """The network itself rounds a batch differently; the nodes must add nothing to that."""
-    model = tiny.model(family)
-    patched = apply(node, model)
-    noise = torch.randn(tiny.latent(family, batch=4).shape, generator=torch.Generator().manual_seed(4))
-
-    def run(model, noise):
-        return tiny.sample(model, family, latent=torch.zeros_like(noise), noise=noise)
-
-    own = of_batch(run, model, noise)
+    noise, run, own = of_plain_batch(family)
+    patched = apply(node, tiny.model(family))
     assert_equal_but_for_rounding(run(patched, noise), one_by_one(run, patched, noise), own)
 
 

@@ -120,8 +120,7 @@ def test_the_papers_flow_rule_is_eq_27(tiny, rounding_of, drift, statistics):
     assert_equal_but_for_rounding(result, expected, rounding_of(model, "sd3", steps=6))
 
 
-@pytest.mark.numerics
-@pytest.mark.parametrize("family", ["sd15", "sd3"])
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sd3", marks=pytest.mark.numerics)])
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_without_error_every_sampler_is_itself(tiny, rounding_of, drift, statistics, family, sampler):
     model = tiny.model(family)

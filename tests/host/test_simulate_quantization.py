@@ -118,7 +118,6 @@ def test_acts_repeats_and_leaves_the_original_alone(tiny, family):
     assert torch.equal(tiny.sample(model, family, steps=2), before)
 
 
-@pytest.mark.numerics
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_computes_as_the_plain_reference(tiny, family):
     patched = quantized(tiny.model(family))
