@@ -314,3 +314,54 @@ def test_bad_arguments_are_refused(options, message):
 def test_what_is_no_latent_is_refused():
     with pytest.raises(ValueError, match="as_frames: x is"):
         aqclip(torch.zeros(3, 20, 20))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("form", ["tanh", "smooth"])
+@pytest.mark.parametrize("corridor", ["paper", "widening"])
+@pytest.mark.parametrize("place", [(0, 0), (17, 22), (39, 36)])
+class TestNotFinite:
+    """A value that is not finite spoils the tiles that it lies in, and nothing else."""
+
+    LAYOUT = (40, 37, 8, 3)
+
+    def latents(self, value, place):
+        x = torch.randn(2, 3, 40, 37, generator=torch.Generator().manual_seed(1))
+        spoiled = x.clone()
+        spoiled[0, 1, place[0], place[1]] = value
+        return x, spoiled
+
+    def beyond(self, place):
+        """(H, W), True where no tile reaches that the value lies in."""
+        height, width, tile, stride = self.LAYOUT
+        touched = torch.zeros(height, width, dtype=torch.bool)
+        for top in starts_of(height, tile, stride):
+            for left in starts_of(width, tile, stride):
+                if top <= place[0] < top + tile and left <= place[1] < left + tile:
+                    touched[top : top + tile, left : left + tile] = True
+        return ~touched
+
+    def test_other_tiles_and_samples_are_as_without_it(self, value, form, corridor, place):
+        x, spoiled = self.latents(value, place)
+        _, _, tile, stride = self.LAYOUT
+        certainty = gradient_confidence(x, tile, stride)
+        options = {"tile": tile, "stride": stride, "form": form, "corridor": corridor, "confidence": certainty}
+        expected, found = aqclip(x, **options), aqclip(spoiled, **options)
+        beyond = self.beyond(place)
+        assert 0 < int(beyond.sum()) < beyond.numel()
+        assert torch.equal(found[0][:, beyond], expected[0][:, beyond])
+        assert torch.equal(found[1], expected[1])
+
+    def test_its_own_confidence_stays_finite_elsewhere(self, value, form, corridor, place):
+        _, spoiled = self.latents(value, place)
+        found = aqclip(spoiled, *self.LAYOUT[2:], form=form, corridor=corridor)
+        # The gradient looks one position further than the value itself.
+        assert found[0].isfinite().all(0).float().mean() > 0.5 and found[1].isfinite().all()
+
+    @pytest.mark.parametrize("beta", [0.0, 0.8])
+    def test_later_steps_are_free_of_it(self, value, form, corridor, place, beta):
+        x, spoiled = self.latents(value, place)
+        options = {"tile": 8, "stride": 3, "form": form, "corridor": corridor, "ema_beta": beta}
+        state = AQClipState()
+        aqclip(spoiled, state=state, step=0, **options)
+        assert aqclip(x, state=state, step=1, **options).isfinite().all()
