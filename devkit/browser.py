@@ -111,9 +111,15 @@ def tidy(page: Any) -> None:
 
 
 def close_messages(page: Any) -> None:
-    for closer in page.locator(CLOSERS).all():
-        if closer.is_visible():
-            closer.click()
+    """In the page itself: a message may go away by itself between being found and being clicked."""
+    page.wait_for_function(
+        """selector => {
+            const shown = Array.from(document.querySelectorAll(selector)).filter(e => e.getClientRects().length)
+            shown.forEach(closer => closer.click())
+            return !shown.length
+        }""",
+        arg=CLOSERS,
+    )
 
 
 def load(page: Any, workflow: dict) -> None:

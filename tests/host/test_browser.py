@@ -12,11 +12,10 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 ALL = [*WORKFLOWS, *sorted(DEMO.parent.glob("*.json"))]
 HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
-# Nodes that are unknown or have errors other than a model file that is not on this machine.
+# Nodes that are unknown, or have errors other than a model file that is not on this machine.
 RED = """() => app.graph._nodes.filter(n => {
-    const missing = new Set((n.properties.models ?? []).map(model => model.name))
-    const excused = (n.widgets ?? []).some(w => missing.has(w.value) && !w.options?.values?.includes(w.value))
-    return !LiteGraph.registered_node_types[n.type] || (n.has_errors && !excused)
+    const missing = w => /[.](safetensors|gguf)$/.test(w.value) && !w.options?.values?.includes(w.value)
+    return !LiteGraph.registered_node_types[n.type] || (n.has_errors && !(n.widgets ?? []).some(missing))
 }).map(n => n.type)"""
 # Pictures a node has, and whether one is to be seen on it: Vue nodes show one of several at a time.
 IMAGES = """kind => app.graph._nodes.filter(n => n.type === kind).map(n => {
@@ -209,8 +208,8 @@ def test_run_from_the_frontend_makes_pictures(page, renderer, artefacts):
     browser.load(page, demo_of("GI"))
     assert page.evaluate(RED) == []
     browser.press_run(page)
-    page.wait_for_function(f"() => ({IMAGES})('SaveImage')[0] > 0")
     browser.fit(page)
+    page.wait_for_function(f"() => ({IMAGES})('SaveImage')[0] > 0")
     page.wait_for_timeout(1000)
     page.screenshot(path=artefacts / f"demo_{renderer}.png")
 
@@ -270,10 +269,10 @@ def test_previews_and_reports_show_their_pictures(page, renderer, artefacts):
         app.graph.arrange(60)
     }""")
     browser.press_run(page)
+    browser.fit(page)  # a node out of sight loads no picture
     for kind, nodes in (("PreviewImage", 2), ("GimbalQDriftCalibrate", 1), ("GimbalQDriftReport", 1)):
         page.wait_for_function(f"kind => ({IMAGES})(kind).every(count => count === 1)", arg=kind)
         assert len(page.evaluate(IMAGES, kind)) == nodes
-    browser.fit(page)
     page.wait_for_timeout(1000)
     page.screenshot(path=artefacts / f"previews_{renderer}.png")
 
@@ -305,10 +304,10 @@ def test_blueprint_is_found_by_search_and_runs(page, renderer, server, artefacts
     }""")
     before = len(server.log_lines())
     browser.press_run(page)
+    browser.fit(page)
     page.wait_for_function(f"() => ({IMAGES})('SaveImage')[0] === 6 && ({IMAGES})('PreviewImage')[0] === 1")
     acted = [line for line in server.log_lines()[before:] if "acted on" in line]
     assert len(acted) == 3, acted
-    browser.fit(page)
     page.wait_for_timeout(1000)
     page.screenshot(path=artefacts / f"blueprint_{renderer}.png")
 
