@@ -52,7 +52,7 @@ def entropy_confidence(
 ) -> Tensor:
     """Confidence of each query token from how peaked its attention is.
 
-    Source: QSilk Sec. 3.2 (Attn), METHODS.md section 2: entropy of softmax(q k^T / sqrt(dim)) per query, mean over
+    Source: QSilk Sec. 3.3 (Attn), METHODS.md section 2: entropy of softmax(q k^T / sqrt(dim)) per query, mean over
     heads, divided by ln(number of keys), stretched to [0, 1] within each sample, and subtracted from 1: low entropy is
     certainty. Where all tokens have the same entropy there is nothing to stretch and the entropy itself is subtracted
     from 1, so attention that is uniform everywhere gives 0 and attention to one key everywhere gives 1.

@@ -42,7 +42,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
                     options=list(MODES),
                     default=MODES[0],
                     tooltip="two passes: one model on the device at a time. interleaved: the models by turns, run by run; "
-                    "for who has the memory for both. The result is the same.",
+                    "if both fit into memory. The result is the same.",
                 ),
                 _calibrating.trim(),
                 _calibrating.filename("calibration"),
