@@ -170,7 +170,7 @@ def test_video_shows_its_middle_frame_and_large_maps_shrink(tiny, samg, guidance
     from gimbal.host.sampling.observe import Watch
 
     wide = Watch([1.0, 0.0])
-    wide.add(torch.ones(1), energy=torch.ones(1, 90, 160))
+    wide.add(torch.ones(1), 1, energy=torch.ones(1, 90, 160))
     (look,) = wide.seen(torch.zeros(1)).looks
     assert look.maps["energy"].shape == (1, 54, 96)
 
