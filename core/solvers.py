@@ -188,7 +188,7 @@ class _Numbers:
     def __init__(self, plan: Plan, x: Tensor, work: torch.dtype):
         self.x, self.work = x, work
         self.acts = plan.gains.any(1).tolist()
-        self.gains = self._rows("variance", plan.gains)
+        self.lengths = self._rows("variance", 1.0 + plan.gains)
         self.pulled = self._rows("variance", plan.gains * doubles(plan.pulls)[:, None])
         bias = plan.bias
         if bias is not None:
@@ -203,7 +203,7 @@ class _Numbers:
             shared: list[float] = table[:, 0].tolist()
             return shared
         shape = (len(table), 1, channels, *[1] * (self.x.ndim - 2))
-        return list(table.to(self.work).to(self.x.device).reshape(shape))
+        return list(table.to(self.work).to(self.x.device, non_blocking=True).reshape(shape))
 
     def without_bias(
         self, call: int, sigma: float, x: Tensor, denoised: Tensor, generator: torch.Generator | None
@@ -234,10 +234,10 @@ def _advance(
     step: Step, i: int, state: Tensor, outputs: Mapping[int, Tensor], numbers: _Numbers, mask: Tensor | None
 ) -> Tensor:
     plain = _combine(step.mix, state, outputs)
-    gain, pulled = numbers.gains[i], numbers.pulled[i]
+    length, pulled = numbers.lengths[i], numbers.pulled[i]
     if not numbers.acts[i]:
         return plain
-    corrected = plain * (1.0 + gain)
+    corrected = plain * length
     if isinstance(pulled, float):
         corrected.sub_(state, alpha=pulled)
     else:

@@ -173,7 +173,7 @@ class _Call:
             return
         start, grid = image
         indices, small = token_grid(grid)
-        rows = torch.tensor(indices, device=q.device) + start
+        rows = torch.tensor(indices).to(q.device, non_blocking=True) + start
         count = min(k.shape[-2], KEYS)
         keys = torch.arange(count, device=k.device) * k.shape[-2] // count
         heads = given["heads"]

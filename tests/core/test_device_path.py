@@ -11,6 +11,7 @@ from gimbal.core.match import Matching
 from gimbal.core.micrograin import micrograin
 from gimbal.core.normal import lower_ndtri
 from gimbal.core.samg import guidance_energy, samg, scale_map, scale_of_energy, steer_cond
+from gimbal.core.solvers import Stepper, make_plan
 from gimbal.core.tiles import as_frames, tile_grid, tile_means, tile_statistics
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -83,7 +84,19 @@ class TestOperators:
 
         assert operators(node) <= 23
 
-    def test_moments_and_the_drift_of_a_step_are_one_operator(self):
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_drift_adds_two_operators_to_a_step(self, channels):
+        x = meta(*IMAGE)
+        sigmas = [10.0, 5.0, 2.0, 0.0]
+
+        def step(variance):
+            stepper = Stepper(make_plan("euler", sigmas, variance=variance), x)
+            stepper.step(lambda x, sigma: x)
+            return operators(lambda: stepper.step(lambda x, sigma: x))
+
+        assert step(lambda sigma: torch.full((channels,), 0.01)) == step(None) + 2
+
+    def test_moments_of_a_step_are_one_operator(self):
         scale, shift = torch.ones(4), torch.zeros(4)
         matching = Matching([None, (scale, shift), (scale, shift)])
         x = meta(*IMAGE)
