@@ -113,11 +113,15 @@ def check_schedule(sigmas: Tensor | Sequence[float]) -> tuple[float, ...]:
 
 
 class ModelSurface:
-    """What samplers look for on ComfyUI's model beside calling it: the sampling object, in both its places."""
+    """What samplers look for on ComfyUI's model beside calling it: the sampling object, in both its places.
+
+    Without one, the patcher hands out None: samplers that ask it for what they can do without (a `noise_scale`, from ComfyUI
+    0.33.0) then take their default.
+    """
 
     def __init__(self, model_sampling: object):
         inner = SimpleNamespace() if model_sampling is None else SimpleNamespace(model_sampling=model_sampling)
-        patcher = SimpleNamespace(get_model_object=lambda name: getattr(inner, name))
+        patcher = SimpleNamespace(get_model_object=lambda name: getattr(inner, name, None))
         self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=patcher, cfg=1.0)
 
 

@@ -6,6 +6,7 @@ that of Eq. 35, with the earlier outputs as the history holds them.
 """
 
 import math
+from types import SimpleNamespace
 
 import torch
 
@@ -32,6 +33,8 @@ def states(sampler, sigmas, answer):
         seen.append(float(x))
         return answer(x, float(sigma[0]), len(seen) - 1)
 
+    # From ComfyUI 0.33.0 on, res_multistep asks the model's sampling object for a `noise_scale`, and does without one.
+    model.inner_model = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda name: None))
     x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     last = sampler(model, x, sigmas, disable=True)
     return [*seen, float(last)]

@@ -101,6 +101,18 @@ def test_the_sampling_object_is_where_samplers_look():
     assert isinstance(raised.value.__cause__, AttributeError)  # for a developer, not for the message
 
 
+def test_a_sampler_may_ask_for_what_the_sampling_object_need_not_have():
+    """As res_multistep asks for a `noise_scale` from ComfyUI 0.33.0 on."""
+
+    def asking(model, x, sigmas, **rest):
+        getattr(model.inner_model.model_patcher.get_model_object("model_sampling"), "noise_scale", 1.0)
+        return sample_euler(model, x, sigmas, **rest)
+
+    for sampling in (None, SimpleNamespace()):
+        found = read_coefficients(asking, SIGMAS, model_sampling=sampling)
+        assert torch.equal(found.final, read_coefficients(sample_euler, SIGMAS).final)
+
+
 def test_options_reach_the_sampler():
     found = read_coefficients(SOLVERS["lms"], SIGMAS, options={"order": 1})
     assert torch.allclose(found.final, read_coefficients(sample_euler, SIGMAS).final)

@@ -227,8 +227,12 @@ def test_every_run_of_the_demo_compares_one_seed(page, server):
     }""")
     drawn = []
     for _ in range(2):
+        before = set(server.get("/history"))
         browser.press_run(page)
-        prompt = max(server.get("/history").values(), key=lambda run: run["prompt"][0])["prompt"][2]
+        while not (new := set(server.get("/history")) - before):  # the server notes a run after it has told its end
+            page.wait_for_timeout(100)
+        (run,) = new
+        prompt = server.get(f"/history/{run}")[run]["prompt"][2]
         seeds = {json.dumps(node["inputs"]["seed"]) for node in prompt.values() if node["class_type"] == "KSampler"}
         (link,) = map(json.loads, seeds)
         drawn.append(prompt[link[0]]["inputs"]["value"])
