@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(_gimbal.ROOT))
 from devkit.operators import operators
 from gimbal.core.aqclip import AQClipState, aqclip
-from gimbal.core.match import Matching
+from gimbal.core.match import MomentMatcher
 from gimbal.core.micrograin import micrograin
 from gimbal.core.samg import samg
 
@@ -55,7 +55,7 @@ def _row(name: str, shape: tuple[int, ...], counts: list[int]) -> str:
 
 
 def _matching_step(dtype: torch.dtype) -> int:
-    matching, x = Matching([(torch.ones(4), torch.zeros(4))] * 2), _meta(IMAGE, torch.float32)
+    matching, x = MomentMatcher([(torch.ones(4), torch.zeros(4))] * 2), _meta(IMAGE, torch.float32)
     matching(0, x)  # sends all maps ahead
     return operators(lambda: matching(1, x))
 

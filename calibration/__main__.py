@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import report
 from .statistics import QDriftStatistics
-from .text import shown
+from .text import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def _describe(options: argparse.Namespace) -> int:
         except (ValueError, OSError) as error:
             status = _failed(error)
             continue
-        _write(("\n" if number else "") + f"{shown(path, None)}\n{text}")
+        _write(("\n" if number else "") + f"{printable(path, None)}\n{text}")
     return status
 
 
@@ -50,26 +50,26 @@ def _merge(options: argparse.Namespace) -> int:
     output = options.output
     try:
         if os.path.lexists(output) and not options.force:
-            raise ValueError(f"{shown(output, None)} exists; choose another name, or pass --force to replace it.")
+            raise ValueError(f"{printable(output, None)} exists; choose another name, or pass --force to replace it.")
         if os.path.lexists(output) and not output.is_file():
-            raise ValueError(f"{shown(output, None)} is no regular file and is not replaced; choose another name.")
+            raise ValueError(f"{printable(output, None)} is no regular file and is not replaced; choose another name.")
         if len(options.files) < 2:
-            raise ValueError(f"{shown(options.files[0], None)} is the only file; name two or more to merge.")
+            raise ValueError(f"{printable(options.files[0], None)} is the only file; name two or more to merge.")
         parts = [QDriftStatistics.load(path) for path in options.files]
         merged = QDriftStatistics.merge(parts)
         merged.save(output, replace=options.force)
     except FileExistsError:
-        return _failed(ValueError(f"{shown(output, None)} has been written meanwhile; choose another name."))
+        return _failed(ValueError(f"{printable(output, None)} has been written meanwhile; choose another name."))
     except (ValueError, OSError) as error:
         return _failed(error)
     dropped = any(part.state_sigma is not None for part in parts)
     note = " Maps for moment matching cannot be merged and were left out." if dropped else ""
-    _write(f"{shown(output, None)}: {merged.provenance.runs} runs from {len(parts)} files.{note}\n")
+    _write(f"{printable(output, None)}: {merged.provenance.runs} runs from {len(parts)} files.{note}\n")
     return 0
 
 
 def _failed(error: Exception) -> int:
-    sys.stderr.write(f"error: {shown(' '.join(str(error).split()), None)}\n")
+    sys.stderr.write(f"error: {printable(' '.join(str(error).split()), None)}\n")
     return 1
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.match import Matching
+from ..core.match import MomentMatcher
 from .moments import StateMoments, match
 
 
@@ -42,7 +42,7 @@ def match_states(
             found.update(run.state)
             on_step()
         maps.append(match(target, found))
-        matching = Matching([maps[-1]])
+        matching = MomentMatcher([maps[-1]])
         for run in runs:
             run.state = matching(0, run.state)
     scales, shifts = zip(*maps, strict=True)

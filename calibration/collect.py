@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import parts
+from . import resume_parts
 from .moments import JointMoments, StateMoments
 from .residual import BINS, Residual
 from .statistics import SIGMA_TOLERANCE
@@ -93,7 +93,7 @@ class RunMoments:
             tensors["state_count"] = torch.tensor([moments.count for moments in self.states], dtype=torch.int64)
             tensors["state_mean"] = torch.stack([moments.mean for moments in self.states])
             tensors["state_m2"] = torch.stack([moments.m2 for moments in self.states])
-        parts.save(path, tensors, FORMAT)
+        resume_parts.save(path, tensors, FORMAT)
 
     @classmethod
     def load(cls, path: Path, channels: int, trim: float | None = None) -> RunMoments:
@@ -110,7 +110,7 @@ class RunMoments:
             "state_mean": ("F64", ("T", channels)),
             "state_m2": ("F64", ("T", channels)),
         }
-        tensors = parts.load(path, wanted, _fault, FORMAT, optional=STATE)
+        tensors = resume_parts.load(path, wanted, _fault, FORMAT, optional=STATE)
         if tensors is None:
             raise FileNotFoundError(path)
         moments = _each(JointMoments.from_parts, tensors, "count", "mean", "m2")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.linear_samplers import SOLVERS
-from ..core.plan import Path, Plan, make_plan
+from ..core.plan import PathName, Plan, make_plan
 from .statistics import QDriftStatistics
 
 DRAWS = 500  # groups of runs
@@ -25,7 +25,7 @@ class Rule:
         equation: as Plan has it.
     """
 
-    path: Path
+    path: PathName
     solver: str
     levels: tuple[float, ...]
     equation: str
@@ -34,7 +34,7 @@ class Rule:
     def of(cls, statistics: QDriftStatistics) -> Rule:
         about, levels = statistics.provenance, tuple(statistics.sigma.tolist())
         solver = about.solver if about.solver in OWN else "euler"
-        path: Path = "flow" if about.path == "flow" else "ve"
+        path: PathName = "flow" if about.path == "flow" else "ve"
         plain = cls(path, solver, levels, "")
         return cls(path, solver, levels, plain._plan(torch.zeros(len(levels), 1)).equation)
 

@@ -16,7 +16,7 @@ from . import files
 from .moments import JointMoments
 from .provenance import Provenance
 from .state_map import StateMap
-from .text import shown
+from .text import printable
 from .trial import Trial
 from .validate import DTYPES, derived_variance, layout_fault, value_fault
 
@@ -201,12 +201,12 @@ class QDriftStatistics:
         try:
             tensors, metadata = files.read(path)
         except ValueError as error:
-            raise ValueError(f"{shown(path, None)}: {error}") from error
+            raise ValueError(f"{printable(path, None)}: {error}") from error
         try:
             provenance = Provenance.from_metadata(metadata)
             trial = Trial.from_text(metadata[TRIAL]) if TRIAL in metadata else None
         except ValueError as error:
-            raise ValueError(f"{shown(path, None)}: {str(error).rstrip('.')}{files.REMEDY}") from error
+            raise ValueError(f"{printable(path, None)}: {str(error).rstrip('.')}{files.REMEDY}") from error
         del tensors["variance"]  # it follows from the others, and did so
         return cls(**tensors, provenance=provenance, trial=trial)
 

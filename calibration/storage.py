@@ -20,7 +20,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .text import shown, strict_json
+from .text import printable, strict_json
 
 MOST_HEADER = 2**20  # bytes
 CHECKSUM = "checksum"
@@ -70,7 +70,7 @@ def write(
     """
     fault = name_fault(path)
     if fault:
-        raise ValueError(f"{shown(path, None)}: {fault}.")
+        raise ValueError(f"{printable(path, None)}: {fault}.")
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
@@ -78,7 +78,7 @@ def write(
         with draft.open("rb+") as file:
             fault = size_fault(int.from_bytes(file.read(8), "little"), draft.stat().st_size, most)
             if fault:
-                raise ValueError(f"{shown(path)}: {fault}; keep fewer sigmas or runs, or shorter texts.")
+                raise ValueError(f"{printable(path)}: {fault}; keep fewer sigmas or runs, or shorter texts.")
             place, found = _digest(file)
             file.seek(place)
             file.write(found)
@@ -89,7 +89,7 @@ def write(
         else:
             claim(draft, path)
     except safetensors.SafetensorError as error:
-        raise OSError(f"{shown(path)} cannot be written: {shown(error)}") from error
+        raise OSError(f"{printable(path)} cannot be written: {printable(error)}") from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ def opened(path: Path, most: int | None = None) -> Iterator[Opened]:
             layout = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             yield Opened(metadata, layout, path, file)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"this is no whole safetensors file ({shown(error)})") from error
+        raise ValueError(f"this is no whole safetensors file ({printable(error)})") from error
 
 
 def _header(path: Path, most: int | None) -> dict[str, str]:
@@ -171,7 +171,9 @@ def _header(path: Path, most: int | None) -> dict[str, str]:
     try:
         fields = strict_json(data.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"this is no whole safetensors file: its header cannot be read ({shown(error)})") from None
+        raise ValueError(
+            f"this is no whole safetensors file: its header cannot be read ({printable(error)})"
+        ) from None
     metadata = fields.get("__metadata__", {}) if isinstance(fields, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("this is no whole safetensors file: its header is no table of tensors and texts")

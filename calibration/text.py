@@ -8,7 +8,7 @@ from typing import Any
 MOST_SHOWN = 300  # characters of a foreign text in a message
 
 
-def shown(value: object, most: int | None = MOST_SHOWN) -> str:
+def printable(value: object, most: int | None = MOST_SHOWN) -> str:
     """A path or a foreign text for a message, a log line or the screen: on one line, and encodable.
 
     A file name may hold bytes that are no text, which Python reads as surrogates; writing these to a log or a socket
@@ -44,7 +44,7 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"it has {shown(twice, 80)!r} twice")
+        raise ValueError(f"it has {printable(twice, 80)!r} twice")
     return found
 
 
@@ -55,7 +55,7 @@ def _refuse_constant(name: str) -> object:
 def _finite(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise ValueError(f"it holds {shown(text, 40)}, which is too large")
+        raise ValueError(f"it holds {printable(text, 40)}, which is too large")
     return value
 
 

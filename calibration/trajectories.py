@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .text import shown
+from .text import printable
 from .validate import MOST_VALUE, range_fault
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class ModelCall:
     """One model call, on the CPU."""
 
     x: Tensor  # (B, C, *spatial), the state
@@ -36,11 +36,11 @@ class Call:
 class Trajectory:
     """One run, on the CPU."""
 
-    calls: Sequence[Call]
+    calls: Sequence[ModelCall]
     final: Tensor  # (B, C, *spatial), the state that its last step ended in
 
 
-class InFolder:
+class TrajectoryStore:
     """A safetensors file a run. What is there already, from before a Cancel or a crash, is there whole.
 
     Args:
@@ -74,13 +74,13 @@ class InFolder:
         for draft in self.folder.glob(".*.tmp"):
             draft.unlink(missing_ok=True)
 
-    def calls(self, run: str) -> Iterator[Call]:
+    def calls(self, run: str) -> Iterator[ModelCall]:
         """One after the other, so that one call's tensors are in memory. ValueError if the file cannot be used."""
         with self._opened(run) as file:
             for parts in zip(*(file.rows(name) for name in CALL), strict=True):
                 for name, part in zip(CALL, parts, strict=True):
                     self._check(run, name, part)
-                yield Call(*parts)
+                yield ModelCall(*parts)
 
     def final(self, run: str) -> Tensor:
         """ValueError if the file cannot be used."""
@@ -105,7 +105,7 @@ class InFolder:
         with opened(self._path(run)) as file:
             fault = _run_fault(file.layout)
             if fault:
-                raise ValueError(f"{shown(self._path(run), None)}: {fault}{REMEDY}.")
+                raise ValueError(f"{printable(self._path(run), None)}: {fault}{REMEDY}.")
             if run not in self._sound:
                 verify(self._path(run), file)
                 self._sound.add(run)
@@ -114,7 +114,7 @@ class InFolder:
     def _check(self, run: str, name: str, values: Tensor) -> None:
         fault = range_fault(name, values, 0.0 if name == "sigma" else -MOST_VALUE, MOST_VALUE)
         if fault:
-            raise ValueError(f"{shown(self._path(run), None)}: {fault}{REMEDY}.")
+            raise ValueError(f"{printable(self._path(run), None)}: {fault}{REMEDY}.")
 
 
 def _run_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | None:
@@ -136,14 +136,14 @@ def _run_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> str | None:
 def opened(path: Path) -> Iterator[storage.Opened]:
     """A file of this version, or a ValueError that names it."""
     if not path.exists():
-        raise ValueError(f"{shown(path, None)} is missing; record the trajectory again.")
+        raise ValueError(f"{printable(path, None)} is missing; record the trajectory again.")
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(storage.opened(path))
             if file.metadata.get("format") != FORMAT:
                 raise ValueError(f"not a trajectory of this version ({file.metadata.get('format')!r:.80})")
         except ValueError as error:
-            raise ValueError(f"{shown(path, None)}: {error}{REMEDY}.") from error
+            raise ValueError(f"{printable(path, None)}: {error}{REMEDY}.") from error
         yield file
 
 
@@ -151,4 +151,4 @@ def verify(path: Path, file: storage.Opened) -> None:
     try:
         file.verify(required=False)  # earlier versions wrote none
     except ValueError as error:
-        raise ValueError(f"{shown(path, None)}: {error}{REMEDY}.") from error
+        raise ValueError(f"{printable(path, None)}: {error}{REMEDY}.") from error

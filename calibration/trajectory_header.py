@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import storage
-from .text import is_number, is_whole, shown, strict_json
+from .text import is_number, is_whole, printable, strict_json
 from .trajectories import FLOATS, FORMAT, REMEDY, opened, verify
 from .validate import MOST_VALUE, range_fault
 
@@ -44,7 +44,7 @@ def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if fault:
                 raise ValueError(fault)
         except ValueError as error:
-            raise ValueError(f"{shown(path, None)}: its settings cannot be used: {error}{REMEDY}.") from error
+            raise ValueError(f"{printable(path, None)}: its settings cannot be used: {error}{REMEDY}.") from error
         verify(path, file)
         return settings, tensors
 
@@ -92,7 +92,7 @@ def _settings_fault(settings: object) -> str | None:
         if name not in settings:
             return f"{name} is missing"
         if not right(settings[name]):
-            return f"{name} is {shown(repr(settings[name]), 80)}, which cannot be"
+            return f"{name} is {printable(repr(settings[name]), 80)}, which cannot be"
     if len(settings["prompts"]) != len(settings["seeds"]) or settings["held_out"] >= len(settings["seeds"]):
         return "seeds, prompts and held_out do not fit together"
     return _traits_fault(settings["traits"])
@@ -108,8 +108,8 @@ def _traits_fault(traits: dict[str, Any]) -> str | None:
         "sigma_max": lambda value: is_number(value, 0.0, MOST_VALUE),
     }
     if set(traits) != set(checks):
-        return f"traits has {shown(sorted(traits), 200)} instead of {', '.join(checks)}"
+        return f"traits has {printable(sorted(traits), 200)} instead of {', '.join(checks)}"
     for name, right in checks.items():
         if not right(traits[name]):
-            return f"{name} of traits is {shown(repr(traits[name]), 80)}, which cannot be"
+            return f"{name} of traits is {printable(repr(traits[name]), 80)}, which cannot be"
     return None

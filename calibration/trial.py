@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .text import is_number, shown, strict_json
+from .text import is_number, printable, strict_json
 
 # To be advised a correction must lower the samples' own error in every run, by this share on the whole;
 CLEAR = 0.03
 # or the distance of their statistics, where that is not small already, and leave the error as it is.
 CLEAR_DISTANCE, WORTH_IT, UNCHANGED = 0.2, 0.01, 0.02
 PLAIN = "plain"
-CORRECTIONS = ("drift", "moments", "both")
+TRIED_CORRECTIONS = ("drift", "moments", "both")
 # What a trial may hold: strengths, measures (a share of full precision's variance), ways of sampling, runs.
 MOST_STRENGTH, MOST_MEASURE, MOST_CANDIDATES, MOST_RUNS = 10.0, 1e15, 100, 10_000
 
@@ -63,10 +63,10 @@ class Trial:
         if len(self.candidates) > MOST_CANDIDATES:
             raise ValueError(f"Trial: it has {len(self.candidates)} candidates, more than {MOST_CANDIDATES}.")
         for name, strength in self.candidates[1:]:
-            if name not in CORRECTIONS:
-                known = ", ".join(CORRECTIONS)
+            if name not in TRIED_CORRECTIONS:
+                known = ", ".join(TRIED_CORRECTIONS)
                 raise ValueError(
-                    f"Trial: correction {shown(name, 40)!r} is none of {known}; update Gimbal, or calibrate again."
+                    f"Trial: correction {printable(name, 40)!r} is none of {known}; update Gimbal, or calibrate again."
                 )
             if not is_number(strength, 0.0, MOST_STRENGTH) or strength == 0.0:
                 raise ValueError(
@@ -119,7 +119,7 @@ class Trial:
             error, distance = (tuple(tuple(row) for row in found[name]) for name in ("error", "distance"))
             whole = all(isinstance(name, str) and is_number(s, 0.0, MOST_STRENGTH) for name, s in candidates)
         except (KeyError, TypeError, ValueError) as fault:
-            raise ValueError(f"Trial: its text cannot be read ({shown(fault)}); calibrate again.") from fault
+            raise ValueError(f"Trial: its text cannot be read ({printable(fault)}); calibrate again.") from fault
         if not whole:
             raise ValueError(
                 f"Trial: a candidate is not a name and a strength from 0 to {MOST_STRENGTH:g}; calibrate again."

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from .multistep import Mix, Stage, Step
+from .multistep import LinearCombination, SolverStage, Step
 
 
 def ancestral_steps(path: str, schedule: Sequence[float], eta: float = 1.0, s_noise: float = 1.0) -> tuple[Step, ...]:
@@ -28,8 +28,8 @@ def ancestral_steps(path: str, schedule: Sequence[float], eta: float = 1.0, s_no
     steps = []
     for call, (sigma, sigma_next) in enumerate(pairwise(schedule)):
         down, rescale, renoise = split(sigma, sigma_next, eta)
-        stage = Stage(call, sigma, Mix(1.0, ()))
-        mix = Mix(1.0, ((call, down - sigma),))  # of the derivative
+        stage = SolverStage(call, sigma, LinearCombination(1.0, ()))
+        mix = LinearCombination(1.0, ((call, down - sigma),))  # of the derivative
         steps.append(Step(sigma, down, sigma_next, (stage,), mix, (call,), rescale, renoise * s_noise))
     return tuple(steps)
 

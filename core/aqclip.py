@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import aqclip_blocks, aqclip_layers, device
+from . import aqclip_cpu, aqclip_device, device
 from .confidence import gradient_confidence
-from .corridor import AQClipState, Corridor, idle, paper, widening
+from .corridor import AQClipState, Corridor, inactive, paper, widening
 from .tiles import Grid, as_frames, cover, tile_grid, tile_statistics
 
 __all__ = ["AQClipState", "aqclip"]
@@ -84,16 +84,16 @@ def aqclip(
         middle, half = widening(mean, variance, certainty, k_min, k_max)
     if state is not None and ema_beta > 0.0:
         middle, half = state.average(torch.stack((middle, half)), ema_beta, (x.shape, tile, stride), step)
-    limits = Corridor(middle, half, idle(variance, half))
+    limits = Corridor(middle, half, inactive(variance, half))
 
     slope_or_knee = alpha if form == "tanh" else knee
     if device.on_host(x):
         result = torch.empty_like(x)
-        clip_blocks = aqclip_blocks.clip_tanh if form == "tanh" else aqclip_blocks.clip_smooth
+        clip_blocks = aqclip_cpu.clip_tanh if form == "tanh" else aqclip_cpu.clip_smooth
         clip_blocks(frames, as_frames(result), grid, limits, slope_or_knee)
         return result
     layers = cover(grid, x.device) if state is None else state.cover(grid, x.device)
-    clip_layers = aqclip_layers.clip_tanh if form == "tanh" else aqclip_layers.clip_smooth
+    clip_layers = aqclip_device.clip_tanh if form == "tanh" else aqclip_device.clip_smooth
     clipped = clip_layers(frames, grid, layers, limits, slope_or_knee).to(x.dtype)
     return clipped.transpose(1, 2) if x.ndim == 5 else clipped.squeeze(1)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .linear_samplers import Sampler, StepInfo
-from .shapes import doubles
+from .shapes import to_float64
 
 PROBE_SIZE = 8  # elements of the dense vectors
 PROBE_SCALE = 3.0  # their spread: beyond what a sampler that clamps would let through
@@ -82,9 +82,9 @@ def read_coefficients(
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         most_calls = MOST_CALLS * len(schedule)
-        noise = doubles(torch.randn(1 + most_calls, PROBE_SIZE, generator=generator, device="cpu")) * PROBE_SCALE
+        noise = to_float64(torch.randn(1 + most_calls, PROBE_SIZE, generator=generator, device="cpu")) * PROBE_SCALE
         dense = run(lambda call: noise[1 + call], most_calls)
-        unit_vectors = doubles(torch.eye(1 + len(dense.levels), device="cpu"))
+        unit_vectors = to_float64(torch.eye(1 + len(dense.levels), device="cpu"))
         basis = run(lambda call: unit_vectors[1 + call], len(dense.levels))
     _check_agreement(name, dense, basis)
     return Coefficients(
@@ -103,7 +103,7 @@ def check_schedule(sigmas: Tensor | Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: it has no step, rises, or holds a value that is negative or not finite.
     """
-    schedule = tuple(doubles(sigmas).flatten().tolist())
+    schedule = tuple(to_float64(sigmas).flatten().tolist())
     falls = all(later <= earlier for earlier, later in pairwise(schedule))
     if len(schedule) < 2 or not falls or not (schedule[-1] >= 0.0 and 0.0 < schedule[0] < math.inf):
         raise ValueError(
@@ -145,7 +145,7 @@ class _Probe(ModelSurface):
             raise _EndlessCalls
         self.answers.append(self.answer(len(self.levels)))
         self.levels.append(float(torch.as_tensor(sigma).flatten()[0]))
-        self.inputs.append(doubles(x).flatten().clone())
+        self.inputs.append(to_float64(x).flatten().clone())
         return self.answers[-1].reshape(x.shape).clone()
 
     def note(self, info: StepInfo) -> None:
@@ -157,7 +157,7 @@ class _Probe(ModelSurface):
         extra_args: dict[str, object] = {"model_options": {}}
         try:
             result = sampler(
-                self, x, doubles(schedule), extra_args=extra_args, callback=self.note, disable=True, **options
+                self, x, to_float64(schedule), extra_args=extra_args, callback=self.note, disable=True, **options
             )
         except _EndlessCalls as error:
             raise ValueError(
@@ -165,7 +165,7 @@ class _Probe(ModelSurface):
             ) from error
         except TROUBLE as error:
             raise ValueError(f"{name} cannot be read outside a real run; it has no corrected form.") from error
-        self.result = doubles(result).flatten()
+        self.result = to_float64(result).flatten()
         self.drew_noise = not torch.equal(before, torch.random.get_rng_state())
 
 

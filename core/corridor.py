@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .normal import lower_ndtri
-from .tiles import Cover, Grid, cover
+from .tiles import Grid, TileLayers, cover
 
 EPSILON = 1e-8  # the eps of Alg. 1 line 7
 RAREST = 1e-6  # quantiles of Eq. 2 stay this far from 0 and 1, where the normal distribution has no bound
@@ -20,13 +20,13 @@ class Corridor(NamedTuple):
 
     middle: Tensor
     half: Tensor
-    idle: Tensor  # bool; there the other two may be anything
+    inactive: Tensor  # bool; there the other two may be anything
 
     def slope(self, alpha: float) -> Tensor:
         """Of tanh's argument."""
         return alpha / (self.half + EPSILON)
 
-    def reach_and_room(self, knee: float) -> tuple[Tensor, Tensor]:
+    def soft_limits(self, knee: float) -> tuple[Tensor, Tensor]:
         """How far from the middle smooth begins, and what remains from there to the bound."""
         return knee * self.half, ((1.0 - knee) * self.half).clamp_(min=torch.finfo(torch.float32).tiny)
 
@@ -43,7 +43,7 @@ def widening(mean: Tensor, variance: Tensor, certainty: Tensor, k_min: float, k_
     return mean, (certainty * (k_max - k_min)).add_(k_min).mul_(variance.sqrt())
 
 
-def idle(variance: Tensor, half: Tensor) -> Tensor:
+def inactive(variance: Tensor, half: Tensor) -> Tensor:
     """Tiles of one value, those that hold a value that is not finite, and those of unknown confidence."""
     return ((variance > 0.0) & (half < math.inf)).logical_not_()
 
@@ -60,7 +60,7 @@ class AQClipState:
         self._step: object = None
         self._before: Tensor | None = None  # average up to the step before this one
         self._average: Tensor | None = None
-        self._cover: tuple[Grid, Cover] | None = None
+        self._cover: tuple[Grid, TileLayers] | None = None
 
     def average(self, corridor: Tensor, beta: float, layout: tuple[object, ...], step: object = None) -> Tensor:
         """Take in this step's corridor and return the average: beta * average before this step + (1 - beta) * corridor.
@@ -78,7 +78,7 @@ class AQClipState:
         self._average = known if self._before is None or beta == 0.0 else _mix(self._before, known, 1.0 - beta)
         return self._average
 
-    def cover(self, grid: Grid, place: torch.device) -> Cover:
+    def cover(self, grid: Grid, place: torch.device) -> TileLayers:
         """tiles.cover of this grid, made once."""
         if self._cover is None or self._cover[0] != grid or self._cover[1].share.device != place:
             self._cover = grid, cover(grid, place)

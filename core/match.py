@@ -10,7 +10,7 @@ from torch import Tensor
 Map = tuple[Tensor, Tensor]  # scale, shift
 
 
-class Matching:
+class MomentMatcher:
     """What `solvers.run` calls after each step: x becomes scale x + shift, per channel.
 
     Args:
@@ -41,7 +41,7 @@ class Matching:
     def _views(pair: Map, x: Tensor) -> Map:
         if len(pair[0]) != x.shape[1]:
             raise ValueError(
-                f"Matching: maps of {len(pair[0])} channels, x has {x.shape[1]}; use this model's statistics."
+                f"MomentMatcher: maps of {len(pair[0])} channels, x has {x.shape[1]}; use this model's statistics."
             )
         scale, shift = (
             part.to(x.dtype).to(x.device, non_blocking=True).view(-1, *[1] * (x.ndim - 2)) for part in pair

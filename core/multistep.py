@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .coefficients import Coefficients
-from .shapes import doubles
+from .shapes import to_float64
 
 Output = Literal["derivative", "denoised"]
 
@@ -27,7 +27,7 @@ TELLING_STEPS = 8  # a schedule this long tells what a solver of up to fifth ord
 
 
 @dataclass(frozen=True)
-class Mix:
+class LinearCombination:
     """carry * state + sum of weight * output[call]."""
 
     carry: float
@@ -35,12 +35,12 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Stage:
+class SolverStage:
     """One model call: at sigma, of this mix of the step's state and earlier outputs."""
 
     call: int
     sigma: float
-    mix: Mix
+    mix: LinearCombination
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Step:
     sigma: float
     sigma_end: float
     sigma_next: float
-    stages: tuple[Stage, ...]
-    mix: Mix
+    stages: tuple[SolverStage, ...]
+    mix: LinearCombination
     release: tuple[int, ...] = ()
     rescale: float = 1.0
     renoise: float = 0.0
@@ -124,7 +124,7 @@ def linear_steps(coefficients: Coefficients, kept: Output | None = None) -> tupl
     return "derivative", _assemble(coefficients, by_derivative)
 
 
-def _by_kind(coefficients: Coefficients) -> tuple[list[Mix], list[Mix] | None]:
+def _by_kind(coefficients: Coefficients) -> tuple[list[LinearCombination], list[LinearCombination] | None]:
     """All combinations on derivatives and on denoised outputs; None where these cannot be written so."""
     denoised = torch.cat([coefficients.inputs, coefficients.final[None]])
     derivative = _on_derivatives(denoised, coefficients.levels)
@@ -151,9 +151,9 @@ def accumulated_variance(
     """
     calls = len(alphas)
     scales = [alpha if alpha > 0.0 else 1.0 for alpha in alphas]
-    of_eps = variances * doubles(scales).square()[:, None]
-    outputs = doubles(torch.zeros(calls, 1 + calls, device="cpu"))
-    state = doubles(torch.zeros(1 + calls, device="cpu"))
+    of_eps = variances * to_float64(scales).square()[:, None]
+    outputs = to_float64(torch.zeros(calls, 1 + calls, device="cpu"))
+    state = to_float64(torch.zeros(1 + calls, device="cpu"))
     state[0] = 1.0
     found = []
     for step, alpha in zip(steps, ends, strict=True):
@@ -169,7 +169,7 @@ def accumulated_variance(
     return torch.stack(found)
 
 
-def _apply(mix: Mix, state: Tensor, outputs: Tensor) -> Tensor:
+def _apply(mix: LinearCombination, state: Tensor, outputs: Tensor) -> Tensor:
     return sum((weight * outputs[call] for call, weight in mix.terms), mix.carry * state)
 
 
@@ -191,16 +191,16 @@ def _carries_state(rows: Tensor, starts: tuple[int, ...]) -> bool:
     return all(abs(float(rows[_anchor(i, starts), 0])) >= ROUNDING for i in range(1, len(rows)))
 
 
-def _mixes(rows: Tensor, starts: tuple[int, ...]) -> list[Mix]:
+def _mixes(rows: Tensor, starts: tuple[int, ...]) -> list[LinearCombination]:
     """Each row (a call's input, or the result) from the state at the start of the step that it belongs to."""
-    mixes = [Mix(1.0, ())]
+    mixes = [LinearCombination(1.0, ())]
     for i in range(1, len(rows)):
         anchor = rows[_anchor(i, starts)]
         carry = rows[i, 0] / anchor[0]
         weights = rows[i, 1:] - carry * anchor[1:]
         floor = max(NOTHING * float(weights.abs().max()), ROUNDING)
         terms = tuple((call, _snap(w)) for call, w in enumerate(weights.tolist()) if abs(w) > floor)
-        mixes.append(Mix(_snap(float(carry)), terms))
+        mixes.append(LinearCombination(_snap(float(carry)), terms))
     return mixes
 
 
@@ -208,7 +208,7 @@ def _snap(value: float) -> float:
     return float(round(value)) if abs(value - round(value)) < ROUNDING and abs(value) < 2.0 else value
 
 
-def _memory(mixes: list[Mix], starts: tuple[int, ...]) -> int:
+def _memory(mixes: list[LinearCombination], starts: tuple[int, ...]) -> int:
     """How many outputs of earlier steps the combinations take, all together."""
     return sum(call < _anchor(i, starts) for i, mix in enumerate(mixes[1:], 1) for call, _ in mix.terms)
 
@@ -218,16 +218,16 @@ def _anchor(row: int, starts: tuple[int, ...]) -> int:
     return max(start for start in starts if start < row)
 
 
-def _assemble(coefficients: Coefficients, mixes: list[Mix]) -> tuple[Step, ...]:
+def _assemble(coefficients: Coefficients, mixes: list[LinearCombination]) -> tuple[Step, ...]:
     """mixes[i] for i in starts leads to a state, the others to inner stages; a step's first stage is its state."""
     levels, starts = coefficients.levels, coefficients.starts
     last_use = {call: i for i, mix in enumerate(mixes) for call, _ in mix.terms}
-    itself = Mix(1.0, ())
+    itself = LinearCombination(1.0, ())
     steps = []
     for start, end in zip(starts, [*starts[1:], len(levels)], strict=True):
-        inner = tuple(Stage(call, levels[call], mixes[call]) for call in range(start + 1, end))
+        inner = tuple(SolverStage(call, levels[call], mixes[call]) for call in range(start + 1, end))
         level_end = levels[end] if end < len(levels) else coefficients.end
         release = tuple(call for call in range(end) if start < max(last_use.get(call, call + 1), call + 1) <= end)
-        stages = (Stage(start, levels[start], itself), *inner)
+        stages = (SolverStage(start, levels[start], itself), *inner)
         steps.append(Step(levels[start], level_end, level_end, stages, mixes[end], release))
     return tuple(steps)

@@ -15,14 +15,14 @@ from .coefficients import Coefficients, check_schedule, read_coefficients
 from .linear_samplers import Sampler, find_solver
 from .multistep import Output, Step, accumulated_variance, linear_steps, solver_history
 from .qdrift import as_variance, cap_gain, euler_gain, gain_from_variance, quadrature_gain
-from .shapes import doubles
+from .shapes import to_float64
 
-Path = Literal["ve", "flow"]
+PathName = Literal["ve", "flow"]
 Rule = Literal["auto", "paper", "marginal", "accumulated"]
 BiasMode = Literal["deterministic", "stochastic"]
 Variance = Callable[[float], Tensor]  # sigma -> (C,) or ()
 Bias = Callable[[float], tuple[Tensor, Tensor, Tensor]]  # sigma -> slope, mean of the output, mean of its error
-CHOICES = {"path": get_args(Path), "rule": get_args(Rule), "bias_mode": get_args(BiasMode)}
+CHOICES = {"path": get_args(PathName), "rule": get_args(Rule), "bias_mode": get_args(BiasMode)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +41,18 @@ class Plan:
     steps: in order. output: what the solver's history holds.
     equation: that gives the gains; empty if there are none to give.
     gains: (steps, C), or (steps, 1) for all channels alike; float64 on the CPU; after strength and cap.
-    pulls: by step, the multiple of its first state that the gain leaves alone: alpha_end / alpha, as the increment
+    alpha_ratios: by step, the multiple of its first state that the gain leaves alone: alpha_end / alpha, as the increment
         that grows is that of y = x / alpha.
     capped: steps whose gain hit the cap.
     """
 
     name: str
-    path: Path
+    path: PathName
     equation: str
     output: Output
     steps: tuple[Step, ...]
     gains: Tensor
-    pulls: tuple[float, ...]
+    alpha_ratios: tuple[float, ...]
     capped: tuple[int, ...]
     bias: BiasTerms | None
 
@@ -72,7 +72,7 @@ def make_plan(
     solver: str | Sampler,
     sigmas: Tensor | Sequence[float],
     *,
-    path: Path = "ve",
+    path: PathName = "ve",
     variance: Variance | None = None,
     strength: float = 1.0,
     rule: Rule = "auto",
@@ -118,7 +118,7 @@ def make_plan(
     levels = [stage.sigma for step in steps for stage in step.stages]
     variances = None if variance is None else _table("variance", levels, variance)
     equation = _equation(_rule(path, reused) if rule == "auto" else rule, path, steps, reused)
-    gains = doubles(torch.zeros(len(steps), 1, device="cpu"))
+    gains = to_float64(torch.zeros(len(steps), 1, device="cpu"))
     drawn = bias is not None and bias_mode == "stochastic"
     gained = variances is not None and not drawn
     if variances is not None and gained:
@@ -135,7 +135,7 @@ def make_plan(
         output,
         steps,
         torch.stack([gain for gain, _ in capped]),
-        tuple(1.0 if equation == "Eq. 27" else _pull(path, step) for step in steps),
+        tuple(1.0 if equation == "Eq. 27" else _alpha_ratio(path, step) for step in steps),
         tuple(i for i, (_, hit) in enumerate(capped) if hit),
         terms,
     )
@@ -156,7 +156,11 @@ def _check_options(
 
 
 def _solver_steps(
-    solver: str | Sampler, schedule: tuple[float, ...], path: Path, options: Mapping[str, Any], model_sampling: object
+    solver: str | Sampler,
+    schedule: tuple[float, ...],
+    path: PathName,
+    options: Mapping[str, Any],
+    model_sampling: object,
 ) -> tuple[str, Output, tuple[Step, ...], bool]:
     """Name, kind of history, steps, and whether the solver takes outputs of earlier steps again."""
     if solver == "euler_ancestral":
@@ -171,13 +175,13 @@ def _solver_steps(
     return coefficients.name, *linear_steps(coefficients, history.output), history.reused
 
 
-def _rule(path: Path, reused: bool) -> Rule:
+def _rule(path: PathName, reused: bool) -> Rule:
     if reused:
         return "accumulated"
     return "paper" if path == "ve" else "marginal"
 
 
-def _equation(rule: Rule, path: Path, steps: tuple[Step, ...], reused: bool) -> str:
+def _equation(rule: Rule, path: PathName, steps: tuple[Step, ...], reused: bool) -> str:
     if rule == "accumulated":
         return "Eq. 36 accumulated"
     if rule == "paper" and not reused and all(_is_euler(step) for step in steps):
@@ -193,7 +197,7 @@ def _is_euler(step: Step) -> bool:
     return one_term and math.isclose(sum(weights), length, rel_tol=1e-6, abs_tol=1e-12)
 
 
-def _gains(equation: str, output: Output, steps: tuple[Step, ...], path: Path, variances: Tensor) -> Tensor:
+def _gains(equation: str, output: Output, steps: tuple[Step, ...], path: PathName, variances: Tensor) -> Tensor:
     """(steps, C), before strength and cap."""
     if equation in ("Eq. 22", "Eq. 27"):
         gains = [euler_gain(step.sigma, step.sigma_end, variances[step.stages[0].call]) for step in steps]
@@ -209,7 +213,7 @@ def _gains(equation: str, output: Output, steps: tuple[Step, ...], path: Path, v
     return torch.stack(gains)
 
 
-def _quadrature(output: Output, steps: tuple[Step, ...], step: Step, path: Path, variances: Tensor) -> Tensor:
+def _quadrature(output: Output, steps: tuple[Step, ...], step: Step, path: PathName, variances: Tensor) -> Tensor:
     alpha_end = _alpha(path, step.sigma_end) or 1.0  # at 0 sigma_bar is inf, and the gain 0
     levels = {stage.call: stage.sigma for other in steps for stage in other.stages}
     per_error = {call: 1.0 if output == "derivative" else levels[call] for call, _ in step.mix.terms}
@@ -218,16 +222,16 @@ def _quadrature(output: Output, steps: tuple[Step, ...], step: Step, path: Path,
     return quadrature_gain(weights, of_terms, _sigma_bar(path, step.sigma), _sigma_bar(path, step.sigma_end))
 
 
-def _alpha(path: Path, sigma: float) -> float:
+def _alpha(path: PathName, sigma: float) -> float:
     return 1.0 - sigma if path == "flow" else 1.0
 
 
-def _sigma_bar(path: Path, sigma: float) -> float:
+def _sigma_bar(path: PathName, sigma: float) -> float:
     alpha = _alpha(path, sigma)
     return sigma / alpha if alpha > 0.0 else math.inf
 
 
-def _pull(path: Path, step: Step) -> float:
+def _alpha_ratio(path: PathName, step: Step) -> float:
     alpha = _alpha(path, step.sigma)
     return _alpha(path, step.sigma_end) / alpha if alpha > 0.0 else 0.0
 
@@ -247,7 +251,7 @@ def _stack(name: str, rows: list[Tensor]) -> Tensor:
 def _bias_terms(levels: Sequence[float], bias: Bias, spread: Tensor | None) -> BiasTerms:
     slopes, offsets = [], []
     for level in levels:
-        slope, mean, mean_error = (doubles(value).flatten() for value in bias(level))
+        slope, mean, mean_error = (to_float64(value).flatten() for value in bias(level))
         offset = mean_error - slope * mean
         if not (offset.isfinite().all() and slope.isfinite().all()):
             raise ValueError(f"make_plan: bias at sigma {level} is not finite; calibrate again.")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .shapes import doubles
+from .shapes import to_float64
 
 
 def euler_gain(sigma: float, sigma_next: float, variance: Tensor | float) -> Tensor:
@@ -56,7 +56,7 @@ def quadrature_gain(
     Raises:
         ValueError: weights and variances of different lengths, or a value outside what is said above.
     """
-    weights, variances = doubles(weights), as_variance("quadrature_gain", variances)
+    weights, variances = to_float64(weights), as_variance("quadrature_gain", variances)
     if weights.ndim != 1 or variances.ndim not in (1, 2) or len(weights) != len(variances):
         shapes = f"weights {tuple(weights.shape)}, variances {tuple(variances.shape)}"
         raise ValueError(f"quadrature_gain: {shapes}; give (n,) weights and (n,) or (n, C) variances.")
@@ -104,7 +104,7 @@ def as_variance(name: str, variance: Tensor | float | Sequence[float]) -> Tensor
     Raises:
         ValueError: a value is negative or not finite.
     """
-    variance = doubles(variance)
+    variance = to_float64(variance)
     if not (variance.isfinite().all() and (variance >= 0.0).all()):
         raise ValueError(f"{name}: variance {variance.tolist()} is negative or not finite; calibrate again.")
     return variance

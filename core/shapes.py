@@ -13,7 +13,7 @@ def expand_like(per_sample: Tensor, x: Tensor) -> Tensor:
     return per_sample.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def doubles(values: Tensor | float | Sequence[float]) -> Tensor:
+def to_float64(values: Tensor | float | Sequence[float]) -> Tensor:
     """values as float64 on the CPU, without a detour through float32."""
     if isinstance(values, Tensor):
         return values.detach().cpu().double()

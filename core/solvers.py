@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .coefficients import ModelSurface
 from .linear_samplers import SOLVERS, Callback, Sampler, find_solver
-from .multistep import Mix, Step
-from .plan import Bias, BiasMode, Path, Plan, Rule, Variance, make_plan
-from .shapes import doubles
+from .multistep import LinearCombination, Step
+from .plan import Bias, BiasMode, PathName, Plan, Rule, Variance, make_plan
+from .shapes import to_float64
 
 __all__ = ["SOLVERS", "Plan", "Stepper", "make_plan", "run", "sample"]
 
@@ -30,7 +30,7 @@ def sample(
     sigmas: Tensor,
     solver: str | Sampler,
     *,
-    path: Path = "ve",
+    path: PathName = "ve",
     variance: Variance | None = None,
     strength: float = 1.0,
     rule: Rule = "auto",
@@ -102,7 +102,7 @@ def run(
 ) -> Tensor:
     """Sample by a plan. The correction costs two elementwise passes a step and no wait for the device.
 
-    Source: Q-Drift Eq. 23, 27, 39: x' = x'_0 + c (x'_0 - pull x), x'_0 the solver's own next state from the state x
+    Source: Q-Drift Eq. 23, 27, 39: x' = x'_0 + c (x'_0 - alpha_ratio x), x'_0 the solver's own next state from the state x
     and the history of this, the corrected, run. States are kept in float32, or in float64 if x is.
 
     Args:
@@ -189,7 +189,7 @@ class _Numbers:
         self.x, self.work = x, work
         self.acts = plan.gains.any(1).tolist()
         self.lengths = self._rows("variance", 1.0 + plan.gains)
-        self.pulled = self._rows("variance", plan.gains * doubles(plan.pulls)[:, None])
+        self.scaled_gains = self._rows("variance", plan.gains * to_float64(plan.alpha_ratios)[:, None])
         bias = plan.bias
         if bias is not None:
             self.slope, self.offset = self._rows("bias", bias.slope), self._rows("bias", bias.offset)
@@ -215,7 +215,7 @@ class _Numbers:
         return denoised + error
 
 
-def _combine(mix: Mix, state: Tensor, outputs: Mapping[int, Tensor]) -> Tensor:
+def _combine(mix: LinearCombination, state: Tensor, outputs: Mapping[int, Tensor]) -> Tensor:
     terms = list(mix.terms)
     if mix.carry == 1.0 and terms:
         call, weight = terms.pop(0)
@@ -234,14 +234,14 @@ def _advance(
     step: Step, i: int, state: Tensor, outputs: Mapping[int, Tensor], numbers: _Numbers, mask: Tensor | None
 ) -> Tensor:
     plain = _combine(step.mix, state, outputs)
-    length, pulled = numbers.lengths[i], numbers.pulled[i]
+    length, scaled_gains = numbers.lengths[i], numbers.scaled_gains[i]
     if not numbers.acts[i]:
         return plain
     corrected = plain * length
-    if isinstance(pulled, float):
-        corrected.sub_(state, alpha=pulled)
+    if isinstance(scaled_gains, float):
+        corrected.sub_(state, alpha=scaled_gains)
     else:
-        corrected.addcmul_(state, pulled, value=-1.0)
+        corrected.addcmul_(state, scaled_gains, value=-1.0)
     return corrected if mask is None else torch.lerp(plain, corrected, mask.to(corrected).expand_as(plain))
 
 

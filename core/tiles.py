@@ -43,7 +43,7 @@ class Axis:
         """The most tiles that any position lies in."""
         return max(len(band.tiles) for band in self.bands)
 
-    def covers(self) -> list[list[int]]:
+    def tiles_of_bands(self) -> list[list[int]]:
         """The tiles of each band, by layers of tiles that do not overlap: depth x bands, len(starts) where there is none."""
         depth, none = self.depth, len(self.starts)
         padded = [[*band.tiles, *[none] * (depth - len(band.tiles))] for band in self.bands]
@@ -63,7 +63,7 @@ class Grid(NamedTuple):
         return len(self.rows.starts), len(self.columns.starts)
 
 
-class Cover(NamedTuple):
+class TileLayers(NamedTuple):
     """The tiles of each cell, a unit of the rows by a unit of the columns, on a latent's device."""
 
     rows: Tensor  # (depth, cells) indices, the number of tiles where a cell has fewer
@@ -120,17 +120,17 @@ def as_cells(x: Tensor, grid: Grid) -> Tensor:
     return cells
 
 
-def cover(grid: Grid, place: torch.device) -> Cover:
+def cover(grid: Grid, place: torch.device) -> TileLayers:
     """Which tiles lie over each cell, in one transfer that the device is not waited for."""
     tables = []  # of each axis depth + 1 rows: the tiles of each cell, and their number
     for axis in grid:
         cells = axis.cells()
-        tables.append([[layer[band] for band in cells] for layer in axis.covers()])
+        tables.append([[layer[band] for band in cells] for layer in axis.tiles_of_bands()])
         tables[-1].append([len(axis.bands[band].tiles) for band in cells])
     together = torch.tensor([*chain(*chain(*tables))]).to(place, non_blocking=True)
     sizes = [len(table) * len(table[0]) for table in tables]
     rows, columns = (t.view(len(table), -1) for t, table in zip(together.split(sizes), tables, strict=True))
-    return Cover(rows[:-1], columns[:-1], (rows[-1, :, None, None, None] * columns[-1, :, None]).reciprocal())
+    return TileLayers(rows[:-1], columns[:-1], (rows[-1, :, None, None, None] * columns[-1, :, None]).reciprocal())
 
 
 def tile_means(x: Tensor, grid: Grid) -> Tensor:

@@ -14,19 +14,19 @@ from comfy.k_diffusion import sampling
 from torch import Tensor
 
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
-from ..core.match import Map, Matching
-from ..core.plan import Path, Plan, Rule, make_plan
+from ..core.match import Map, MomentMatcher
+from ..core.plan import PathName, Plan, Rule, make_plan
 from ..core.solvers import run
 from . import identity
 from .model_kind import latent_format, path_of
-from .per_call import PerCall
+from .per_call import PerCallCorrector
 from .sampling.stages import Window
 
 logger = logging.getLogger(__name__)
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
 ADVISED, DRIFT, MOMENTS, BOTH = "advised", "drift", "moments", "both"
-CORRECTIONS = (ADVISED, DRIFT, MOMENTS, BOTH)
+CORRECTION_CHOICES = (ADVISED, DRIFT, MOMENTS, BOTH)
 ANCESTRAL = (sampling.sample_euler_ancestral, sampling.sample_euler_ancestral_RF)
 
 
@@ -106,14 +106,14 @@ class Correction:
                 f"{self.node}: the sampler is a {type(sampler).__name__}, whose steps cannot be read; "
                 "choose one of ComfyUI's samplers."
             )
-        if isinstance(sampler.sampler_function, Corrected):
+        if isinstance(sampler.sampler_function, CorrectedSampler):
             raise ValueError(
                 f"{self.node}: this run's sampler is corrected already; use the Q-Drift model or the Q-Drift sampler, not both."
             )
-        function = Corrected(self, sampler.sampler_function)
+        function = CorrectedSampler(self, sampler.sampler_function)
         return comfy.samplers.KSAMPLER(function, dict(sampler.extra_options), dict(sampler.inpaint_options))
 
-    def check_model(self, patcher: Any, x: Tensor, packed: bool) -> Path:
+    def check_model(self, patcher: Any, x: Tensor, packed: bool) -> PathName:
         """The model's path, "ve" or "flow".
 
         Raises:
@@ -136,7 +136,7 @@ class Correction:
                 )
         return path
 
-    def say_differences(self, guider: Any, sampler: str) -> None:
+    def log_mismatches(self, guider: Any, sampler: str) -> None:
         """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
         about, found = self.stats.provenance, []
         cfg = getattr(guider, "cfg", about.cfg)
@@ -153,7 +153,7 @@ class Correction:
             logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, "; ".join(found))
 
     def plan(
-        self, sampler: Any, sigmas: Tensor, path: Path, model_sampling: Any, options: dict[str, Any] | None = None
+        self, sampler: Any, sigmas: Tensor, path: PathName, model_sampling: Any, options: dict[str, Any] | None = None
     ) -> Plan:
         """Of a sampler function, stock. ValueError if it has no corrected form."""
         return make_plan(
@@ -223,7 +223,7 @@ class Correction:
         return bias
 
 
-class Corrected:
+class CorrectedSampler:
     """A sampler function, as ComfyUI's KSAMPLER calls it."""
 
     def __init__(self, correction: Correction, plain: Any):
@@ -246,7 +246,7 @@ class Corrected:
         guider = model.inner_model
         name = self.__name__.removeprefix("sample_").removesuffix("_function").removesuffix("_RF")
         path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
-        ours.say_differences(guider, name)
+        ours.log_mismatches(guider, name)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         try:
             plan = ours.plan(self.plain, sigmas, path, model_sampling, options)
@@ -256,7 +256,9 @@ class Corrected:
                 raise ValueError(
                     f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...){remedy}."
                 ) from error
-            per_call = PerCall(model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength)
+            per_call = PerCallCorrector(
+                model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength
+            )
             logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
             if ours.bias != "off":
                 logger.warning(
@@ -288,7 +290,7 @@ class Corrected:
             lambda at, sigma: model(at, sigma, **extra_args),
             x,
             callback=callback,
-            after_step=Matching(maps, mask) if any(maps) else None,
+            after_step=MomentMatcher(maps, mask) if any(maps) else None,
             mask=mask,
             **noise_sources(plan, x, extra_args.get("seed")),
         )

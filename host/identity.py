@@ -16,7 +16,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..calibration import fingerprint
-from ..calibration.text import shown
+from ..calibration.text import printable
 
 FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -77,7 +77,7 @@ def quantization(model: ModelPatcher) -> str:
     return "; ".join([", ".join(parts), *ways])
 
 
-def simulated(model: ModelPatcher) -> list[str]:
+def simulated_quantizations(model: ModelPatcher) -> list[str]:
     """What Simulate Quantization does to it, if anything."""
     patches = model.object_patches.values()
     return sorted({str(patch.quantization) for patch in patches if hasattr(patch, "quantization")})
@@ -101,7 +101,7 @@ def model_name(model: ModelPatcher, prompt: dict | None, node_id: str | None, na
     loader = getattr(model, "cached_patcher_init", None)  # newer ComfyUI: how to load this model again
     if not files and loader:
         files = [Path(part).name for part in _texts(loader) if part.lower().endswith(FILES)]
-    return shown(" + ".join(dict.fromkeys(files))) or type(model.model.model_config).__name__
+    return printable(" + ".join(dict.fromkeys(files))) or type(model.model.model_config).__name__
 
 
 def _files(prompt: dict, link: Any) -> list[str]:

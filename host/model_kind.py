@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy import model_sampling
 
-from ..core.plan import Path
+from ..core.plan import PathName
 
 
-def path_of(node: str, patcher: Any) -> Path:
+def path_of(node: str, patcher: Any) -> PathName:
     """ "ve" for eps, v and EDM models, "flow" for flow-matching ones (METHODS.md, the table of paths).
 
     Raises:

@@ -13,7 +13,7 @@ from ..core.qdrift import cap_gain, euler_gain, quadrature_gain
 from ..core.schedule import StepCounter
 
 
-class PerCall:
+class PerCallCorrector:
     """A model whose noise prediction is lengthened at each call as an Euler step from there would lengthen it.
 
     On flow the noise is that of y = x / (1 - sigma), as in the marginal rule; by the paper's rule it is the velocity.

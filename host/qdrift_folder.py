@@ -15,7 +15,7 @@ import folder_paths
 
 from ..calibration.statistics import QDriftStatistics
 from ..calibration.storage import name_fault
-from ..calibration.text import shown
+from ..calibration.text import printable
 from ..calibration.trajectory_header import HEADER
 
 NAME = "qdrift"
@@ -113,7 +113,7 @@ def check_room(node: str, needed: int = 0) -> None:
     home = folder()
     fault = name_fault(home)
     if fault:
-        raise ValueError(f"{node}: {shown(home, None)} cannot be used: {fault}.")
+        raise ValueError(f"{node}: {printable(home, None)} cannot be used: {fault}.")
     try:
         for place in (home, home / ".resume"):
             place.mkdir(parents=True, exist_ok=True)
@@ -123,12 +123,12 @@ def check_room(node: str, needed: int = 0) -> None:
         free = shutil.disk_usage(home).free
     except OSError as error:
         raise ValueError(
-            f"{node}: {shown(home, None)} cannot be written to ({shown(error)}); give ComfyUI the right to write there, or "
+            f"{node}: {printable(home, None)} cannot be written to ({printable(error)}); give ComfyUI the right to write there, or "
             "name another folder for qdrift in extra_model_paths.yaml."
         ) from error
     if free < needed:
         raise ValueError(
-            f"{node}: {shown(home, None)} has {free / 2**30:.1f} GiB left, and full precision's runs need at least "
+            f"{node}: {printable(home, None)} has {free / 2**30:.1f} GiB left, and full precision's runs need at least "
             f"{needed / 2**30:.1f}; free some space, or take fewer runs, fewer steps or a smaller latent."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..host.calibrating.finish import Finished
+from ..host.calibrating.finish import CalibrationResult
 from ..host.calibrating.task import CALIBRATED
 from ._inputs import Statistics
 
@@ -130,7 +130,7 @@ def outputs() -> list[io.Output]:
     ]
 
 
-def shown(cls: type[io.ComfyNode], finished: Finished) -> io.NodeOutput:
+def result_output(cls: type[io.ComfyNode], finished: CalibrationResult) -> io.NodeOutput:
     """What was written, and its picture on the node."""
     preview = ui.PreviewImage(finished.picture, cls=cls)
     return io.NodeOutput(finished.statistics, finished.picture, str(finished.path), ui=preview)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..host.pictures.maps import strip
 from ..host.sampling.hooks import stages_of
-from ..host.sampling.observe import Look, Seen
+from ..host.sampling.observe import CallMaps, RunMaps
 from ..host.sampling.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def inputs() -> list[io.Input]:
 
 def observed(
     node: str, model: object, samples: Tensor, accepts: Callable[[Stage], bool], carrier: str
-) -> tuple[Stage, Seen | None, list[str]]:
+) -> tuple[Stage, RunMaps | None, list[str]]:
     """The stage to show, the run it saw, and what has to be said about them.
 
     Raises:
@@ -62,10 +62,10 @@ def nothing(title: str, notes: Sequence[str]) -> Tensor:
     return strip(title, notes, [])
 
 
-def chosen(seen: Seen, columns: int) -> list[Look]:
-    """Evenly spaced looks, first and last among them."""
-    places = torch.linspace(0, len(seen.looks) - 1, min(columns, len(seen.looks))).round().int().tolist()
-    return [seen.looks[i] for i in dict.fromkeys(places)]
+def chosen(seen: RunMaps, columns: int) -> list[CallMaps]:
+    """Evenly spaced calls, first and last among them."""
+    places = torch.linspace(0, len(seen.calls) - 1, min(columns, len(seen.calls))).round().int().tolist()
+    return [seen.calls[i] for i in dict.fromkeys(places)]
 
 
 def picked(one: Tensor, node: str, sample: int) -> Tensor:
@@ -77,5 +77,5 @@ def picked(one: Tensor, node: str, sample: int) -> Tensor:
     return one[sample]
 
 
-def captions(looks: Sequence[Look]) -> list[str]:
-    return [f"step {look.step + 1}, sigma {look.sigma:.3g}" for look in looks]
+def captions(calls: Sequence[CallMaps]) -> list[str]:
+    return [f"step {call.step + 1}, sigma {call.sigma:.3g}" for call in calls]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.confidence import gradient_confidence, tile_confidence
-from ..host.sampling.stages import Call
+from ..host.sampling.stages import CallContext
 
 SOURCES = ("gradient", "attention")
 
@@ -48,18 +48,18 @@ def check_tiles(node: str, tile: int, stride: int) -> None:
         )
 
 
-def certainty(x: Tensor, tile: int, stride: int, call: Call) -> Tensor:
+def certainty(x: Tensor, tile: int, stride: int, call: CallContext) -> Tensor:
     """Confidence of each tile of a prediction x, (B, rows, columns) or (B, F, rows, columns): attention's where it was read."""
     tokens = call.attention
     if tokens is None:
         tiled = gradient_confidence(x, tile, stride)
-        call.look(certainty=tiled)
+        call.record_maps(certainty=tiled)
         return tiled
     if x.ndim == 5 and tokens.shape[1] != x.shape[2]:  # networks that join frames into one token
         frames = torch.arange(x.shape[2], device=tokens.device) * tokens.shape[1] // x.shape[2]
         tokens = tokens.index_select(1, frames)
     tiled = tile_confidence(tokens, (x.shape[-2], x.shape[-1]), tile, stride)
-    call.look(certainty=tiled, tokens=tokens)
+    call.record_maps(certainty=tiled, tokens=tokens)
     return tiled
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.aqclip import AQClipState, aqclip
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
-from ..host.sampling.stages import Call, DenoisedStage, Window
+from ..host.sampling.stages import CallContext, DenoisedStage, Window
 from . import _inputs
 from ._tiles import certainty, check_tiles, not_a_picture, source, tiles
 
@@ -73,10 +73,10 @@ class AQClipStage(DenoisedStage):
     def new_state(self) -> AQClipState | None:
         return AQClipState() if self.ema_beta > 0.0 else None
 
-    def objection(self, denoised: Tensor) -> str:
+    def unsupported_reason(self, denoised: Tensor) -> str:
         return not_a_picture(denoised)
 
-    def apply(self, denoised: Tensor, state: AQClipState | None, call: Call) -> Tensor:
+    def apply(self, denoised: Tensor, state: AQClipState | None, call: CallContext) -> Tensor:
         confidence = certainty(denoised, self.clip.tile, self.clip.stride, call)
         return self.clip.apply(denoised, confidence=confidence, ema_beta=self.ema_beta, state=state, step=call.step)
 

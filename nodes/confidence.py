@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from ..core.confidence import gradient_confidence
 from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
-from ..host.sampling.stages import Call, DenoisedStage, Window
+from ..host.sampling.stages import CallContext, DenoisedStage, Window
 from . import _inputs, _preview
 from ._tiles import certainty, check_tiles, not_a_picture, source, tiles
 
 
 @dataclass(frozen=True, eq=False)
 class ConfidenceStage(DenoisedStage):
-    watches_only: ClassVar[bool] = True
+    observes_only: ClassVar[bool] = True
 
     confidence: str
     tile: int
@@ -30,10 +30,10 @@ class ConfidenceStage(DenoisedStage):
     def reads_attention(self) -> bool:
         return self.confidence == "attention"
 
-    def objection(self, denoised: Tensor) -> str:
+    def unsupported_reason(self, denoised: Tensor) -> str:
         return not_a_picture(denoised)
 
-    def apply(self, denoised: Tensor, state: None, call: Call) -> Tensor:
+    def apply(self, denoised: Tensor, state: None, call: CallContext) -> Tensor:
         certainty(denoised, self.tile, self.stride, call)
         return denoised
 
@@ -98,7 +98,7 @@ class GimbalConfidencePreview(io.ComfyNode):
         title = f"Confidence during sampling: {stage.node}"
         if seen is None:
             return io.NodeOutput(_preview.nothing(title, notes), torch.zeros(1, *samples.shape[-2:]))
-        looks = _preview.chosen(seen, columns)
+        calls = _preview.chosen(seen, columns)
         labels = {
             "certainty": "Certainty of each tile, as used",
             "tokens": "The attention's certainty, token by token",
@@ -106,15 +106,15 @@ class GimbalConfidencePreview(io.ComfyNode):
         rows = [
             Row(
                 label,
-                [_preview.picked(look.maps[name], cls.NAME, sample) for look in looks],
-                _preview.captions(looks),
+                [_preview.picked(call.maps[name], cls.NAME, sample) for call in calls],
+                _preview.captions(calls),
                 0.0,
                 1.0,
             )
             for name, label in labels.items()
-            if all(name in look.maps for look in looks)
+            if all(name in call.maps for call in calls)
         ]
-        last = _preview.picked(seen.looks[-1].maps["certainty"], cls.NAME, sample)
+        last = _preview.picked(seen.calls[-1].maps["certainty"], cls.NAME, sample)
         return io.NodeOutput(
             strip(title, [f"{stage.settings()}. 0: uncertain, 1: certain.", *notes], rows), _mask(last, samples)
         )

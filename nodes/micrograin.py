@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.micrograin import Form, micrograin
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
-from ..host.sampling.stages import Call, DenoisedStage, Window
+from ..host.sampling.stages import CallContext, DenoisedStage, Window
 from . import _inputs
 
 FORMS = ["hard", "smooth", "tanh"]
@@ -92,7 +92,7 @@ class Limits:
 class MicrograinStage(DenoisedStage):
     limits: Limits
 
-    def apply(self, denoised: Tensor, state: None, call: Call) -> Tensor:
+    def apply(self, denoised: Tensor, state: None, call: CallContext) -> Tensor:
         return self.limits.apply(denoised)
 
     def settings(self) -> str:

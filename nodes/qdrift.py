@@ -6,8 +6,8 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..core.plan import CHOICES
-from ..host.correction import ADVISED, CORRECTIONS, FIRST_ORDER, REFUSE, Correction
-from ..host.sampling.hooks import exchange_sampler
+from ..host.correction import ADVISED, CORRECTION_CHOICES, FIRST_ORDER, REFUSE, Correction
+from ..host.sampling.hooks import replace_sampler
 from ..host.sampling.stages import Window
 from . import _inputs
 from ._inputs import Statistics
@@ -19,7 +19,7 @@ def options() -> list[io.Input]:
     return [
         io.Combo.Input(
             "correction",
-            options=list(CORRECTIONS),
+            options=list(CORRECTION_CHOICES),
             default=ADVISED,
             tooltip="advised: what helped on the calibration's held-out runs, or nothing. drift: Q-Drift, for error that acts "
             "as noise. moments: after each step every channel gets full precision's mean and deviation. both: the two.",
@@ -106,7 +106,7 @@ class GimbalQDrift(io.ComfyNode):
         correction = Correction.chosen(cls.NAME, stats, window=window, **chosen)
         if correction is None:
             return io.NodeOutput(model)
-        return io.NodeOutput(exchange_sampler(model, cls.NAME, correction.corrected))
+        return io.NodeOutput(replace_sampler(model, cls.NAME, correction.corrected))
 
 
 class GimbalQDriftSampler(io.ComfyNode):

@@ -6,12 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host import identity, written
+from ..host import identity, output_tracking
 from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
 from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recording import Progress, store_for
-from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
+from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
 from ..host.calibrating.task import Settings
 from . import _calibrating
 from ._inputs import name_of, unique_id
@@ -54,7 +54,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return written.losses(cls.NAME, widgets)
+        return output_tracking.deleted_count(cls.NAME, widgets)
 
     @classmethod
     def execute(
@@ -64,13 +64,13 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
         widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "mode": mode, "trim": trim}
         widgets |= {"negative_prompt": negative_prompt, "correction": correction, "filename": filename}
-        before = written.losses(cls.NAME, widgets)
+        before = output_tracking.deleted_count(cls.NAME, widgets)
         full, quantized = (
             checked(cls.NAME, "full_model", full_model),
             checked(cls.NAME, "quantized_model", quantized_model),
         )
         full.check_same(cls.NAME, "full_model", quantized, "quantized_model")
-        schedule = made_schedule(cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas)
+        schedule = make_schedule(cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas)
         digests = [identity.weights_digest(model) for model in (full_model, quantized_model)]
         keys = [identity.identity(*pair) for pair in zip((full_model, quantized_model), digests, strict=True)]
         if keys[0] == keys[1]:
@@ -78,7 +78,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
                 f"{cls.NAME}: full_model and quantized_model are the same model, so the error would be exactly 0; "
                 "connect the quantized one to quantized_model."
             )
-        planned = made_runs(
+        planned = make_runs(
             cls.NAME,
             cfg,
             consecutive_seeds(first_seed, runs + held_out),
@@ -103,8 +103,8 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         calibration = Calibration(cls.NAME, models, schedule, planned, settings, progress, origin)
         finished = finish(calibration, calibration.run(store), filename)
         store.clear()
-        written.note(cls.NAME, widgets, finished.path, before)
-        return _calibrating.shown(cls, finished)
+        output_tracking.note(cls.NAME, widgets, finished.path, before)
+        return _calibrating.result_output(cls, finished)
 
 
 NODES = [GimbalQDriftCalibrate]

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..calibration import files, report
 from ..calibration.statistics import QDriftStatistics
-from ..calibration.text import shown
-from ..host import qdrift_folder, written
+from ..calibration.text import printable
+from ..host import output_tracking, qdrift_folder
 from ..host.pictures.report import picture
 from ._inputs import Statistics
 
@@ -91,7 +91,7 @@ class GimbalQDriftMerge(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return written.losses(cls.NAME, widgets)
+        return output_tracking.deleted_count(cls.NAME, widgets)
 
     @classmethod
     def execute(cls, first, second, filename: str, third=None, fourth=None) -> io.NodeOutput:
@@ -102,13 +102,13 @@ class GimbalQDriftMerge(io.ComfyNode):
             raise ValueError(f"{cls.NAME}: {str(error).removeprefix('QDriftStatistics.merge: ')}") from error
         if not filename.strip():
             return io.NodeOutput(merged, "")
-        before = written.losses(cls.NAME, {"filename": filename})
+        before = output_tracking.deleted_count(cls.NAME, {"filename": filename})
         path = qdrift_folder.save(merged, filename)
-        written.note(cls.NAME, {"filename": filename}, path, before)
+        output_tracking.note(cls.NAME, {"filename": filename}, path, before)
         logger.info(
             "%s: wrote %s, %d runs of %d calibrations.",
             cls.NAME,
-            shown(path, None),
+            printable(path, None),
             merged.provenance.runs,
             len(parts),
         )

@@ -7,15 +7,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..calibration.trajectories import InFolder
+from ..calibration.trajectories import TrajectoryStore
 from ..calibration.trajectory_header import HEADER, read_header, write_header
-from ..host import identity, qdrift_folder, written
+from ..host import identity, output_tracking, qdrift_folder
 from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
 from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recorded import recorded
 from ..host.calibrating.recording import Progress, record_all, run_name
-from ..host.calibrating.schedule import consecutive_seeds, made_runs, made_schedule
+from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
 from ..host.calibrating.task import Settings
 from . import _calibrating
 from ._inputs import name_of, unique_id
@@ -49,7 +49,7 @@ class GimbalQDriftRecord(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return written.losses(cls.NAME, widgets)
+        return output_tracking.deleted_count(cls.NAME, widgets)
 
     @classmethod
     def execute(
@@ -59,12 +59,12 @@ class GimbalQDriftRecord(io.ComfyNode):
         widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
         widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts}
         widgets |= {"negative_prompt": negative_prompt, "name": name}
-        before = written.losses(cls.NAME, widgets)
+        before = output_tracking.deleted_count(cls.NAME, widgets)
         traits = checked(cls.NAME, "full_model", full_model)
-        schedule = made_schedule(cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas)
+        schedule = make_schedule(cls.NAME, full_model, traits, latent, cfg, sampler_name, scheduler, steps, sigmas)
         weights = identity.weights_digest(full_model)
         seeds = consecutive_seeds(first_seed, runs + held_out)
-        planned = made_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
+        planned = make_runs(cls.NAME, cfg, seeds, positive, negative, clip, prompts, negative_prompt)
         settings = {
             "key": full_key(traits, identity.identity(full_model, weights), schedule),
             "traits": traits.settings(),
@@ -88,12 +88,12 @@ class GimbalQDriftRecord(io.ComfyNode):
             lambda path: _settings_in(path) == settings,
             lambda path, there: path.mkdir(exist_ok=there),
         )
-        store = InFolder(folder)
+        store = TrajectoryStore(folder)
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
         progress = Progress(cls.NAME, unique_id(cls), len(planned) * schedule.steps)
         record_all(cls.NAME, full_model, schedule, planned, store, progress)
-        written.note(cls.NAME, widgets, folder / HEADER, before)
+        output_tracking.note(cls.NAME, widgets, folder / HEADER, before)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
 
@@ -138,7 +138,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, trajectory: str, **widgets: Any) -> str:
-        lost = written.losses(cls.NAME, {**widgets, "trajectory": trajectory})
+        lost = output_tracking.deleted_count(cls.NAME, {**widgets, "trajectory": trajectory})
         try:
             header = read_header(qdrift_folder.trajectory_path(cls.NAME, trajectory))
         except (ValueError, OSError):
@@ -152,12 +152,12 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         widgets = {"trajectory": trajectory, "prompts": prompts, "negative_prompt": negative_prompt}
         widgets |= {"correction": correction, "trim": trim, "filename": filename}
-        before = written.losses(cls.NAME, widgets)
+        before = output_tracking.deleted_count(cls.NAME, widgets)
         folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
         header, full, schedule = recorded(folder)
         traits = checked(cls.NAME, "quantized_model", quantized_model)
         full.check_same(cls.NAME, "the recorded model", traits, "quantized_model")
-        planned = made_runs(
+        planned = make_runs(
             cls.NAME, schedule.cfg, header["seeds"], positive, negative, clip, prompts, negative_prompt
         )
         if [run.prompt for run in planned] != header["prompts"]:
@@ -166,7 +166,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 "what was connected when it was recorded."
             )
         qdrift_folder.check_room(cls.NAME)
-        store = InFolder(folder)
+        store = TrajectoryStore(folder)
         missing = [i + 1 for i, run in enumerate(planned) if not store.holds(run_name(run))]
         if missing:
             raise ValueError(
@@ -188,8 +188,8 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         }
         calibration = Calibration(cls.NAME, models, schedule, planned, settings, progress, origin)
         finished = finish(calibration, calibration.run(store), filename)
-        written.note(cls.NAME, widgets, finished.path, before)
-        return _calibrating.shown(cls, finished)
+        output_tracking.note(cls.NAME, widgets, finished.path, before)
+        return _calibrating.result_output(cls, finished)
 
 
 def _settings_in(folder: Path) -> dict | None:

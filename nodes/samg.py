@@ -31,7 +31,7 @@ class SAMGStage(GuidanceStage):
     scope: Scope
     strength: float
 
-    def objection(self, cond: Tensor, cfg: float) -> str:
+    def unsupported_reason(self, cond: Tensor, cfg: float) -> str:
         if cond.ndim not in (4, 5):
             return f"It needs an image or video latent, not one of shape {tuple(cond.shape)}."
         low, high = self.range(cfg)
@@ -46,7 +46,7 @@ class SAMGStage(GuidanceStage):
         low = LOW_SHARE * cfg if self.w_min == FOLLOW else self.w_min
         return low, HIGH_SHARE * cfg if self.w_max == FOLLOW else self.w_max
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
+    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
         low, high = self.range(cfg)
         if low == high == cfg:
             return cond  # plain CFG, bit for bit
@@ -54,7 +54,7 @@ class SAMGStage(GuidanceStage):
         scale = scale_of_energy(energy, low, high, self.normalize, self.curve, self.scope)
         if self.strength != 1.0:
             scale = torch.lerp(torch.full_like(scale, cfg), scale, self.strength)
-        look(energy=energy[:, 0], scale=scale[:, 0])
+        record_maps(energy=energy[:, 0], scale=scale[:, 0])
         return steer_cond(cond, uncond, scale, cfg)
 
     def settings(self) -> str:
@@ -164,11 +164,11 @@ class GimbalGuidancePreview(io.ComfyNode):
         title = f"Guidance during sampling: {stage.node}"
         if seen is None:
             return io.NodeOutput(_preview.nothing(title, notes))
-        looks = _preview.chosen(seen, columns)
+        calls = _preview.chosen(seen, columns)
         energy, scale = (
-            [_preview.picked(look.maps[name], cls.NAME, sample) for look in looks] for name in ("energy", "scale")
+            [_preview.picked(call.maps[name], cls.NAME, sample) for call in calls] for name in ("energy", "scale")
         )
-        names = _preview.captions(looks)
+        names = _preview.captions(calls)
         low, high = min(float(one.min()) for one in scale), max(float(one.max()) for one in scale)
         means = [f"{name}\nmean {float(one.mean()):.3g}" for name, one in zip(names, scale, strict=True)]
         rows = [

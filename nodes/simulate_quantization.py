@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.fakequant import ACTIVATION_BITS, WEIGHT_BITS
-from ..host.simulating.fake_linear import FakeQuantized, Quantization, simulated
+from ..host.simulating.fake_linear import FakeQuantized, Quantization, carried_quantization
 from ..host.simulating.linear_layers import Layer, describe, kind_of_quantization, linear_layers, stored_as, total_size
 
 logger = logging.getLogger(__name__)
@@ -149,9 +149,9 @@ def _check_model(node: str, model: Any, found: list[Layer]) -> None:
                 f"{node}: this model is quantized already ({layer.name} is {kind}); use its full-precision form, or this one "
                 "as it is."
             )
-    if simulated(model):
+    if carried_quantization(model):
         raise ValueError(
-            f"{node}: this model carries a {node} already ({simulated(model)}); connect the model from before it."
+            f"{node}: this model carries a {node} already ({carried_quantization(model)}); connect the model from before it."
         )
     compiled = [key for key, patch in model.object_patches.items() if hasattr(patch, "_orig_mod")]
     if compiled:

@@ -17,7 +17,7 @@ from ...calibration.collect import RunMoments
 from ...calibration.provenance import Provenance
 from ...calibration.residual import Residual
 from ...calibration.statistics import QDriftStatistics
-from ...calibration.trajectories import InFolder
+from ...calibration.trajectories import TrajectoryStore
 from ...core.plan import Plan, make_plan
 from .. import identity
 from ..correction import solver_of
@@ -26,8 +26,8 @@ from .measuring import measure
 from .model_pair import ModelPair
 from .recording import Progress
 from .resume import Resume, fitted_name
-from .sampling_runs import Run, Schedule
-from .task import ALL, DRIFT_ALONE, Settings, Task
+from .sampling_runs import CalibrationRun, Schedule
+from .task import DRIFT_ALONE, DRIFT_AND_MOMENTS, Settings, Task
 from .trying import try_corrections
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Calibration:
         node: str,
         models: ModelPair,
         schedule: Schedule,
-        runs: Sequence[Run],
+        runs: Sequence[CalibrationRun],
         settings: Settings,
         progress: Progress,
         origin: Mapping[str, str],
@@ -65,7 +65,7 @@ class Calibration:
         self.residuals: list[Residual] = []
         self._origin = dict(origin)
 
-    def run(self, store: InFolder) -> QDriftStatistics:
+    def run(self, store: TrajectoryStore) -> QDriftStatistics:
         """Everything, from what an earlier execution of the same inputs left.
 
         Args:
@@ -76,7 +76,7 @@ class Calibration:
         results = measure(self.task, store)
         self.residuals = residuals(results)
         found = self._statistics(results)
-        if self.task.settings.correction == ALL:
+        if self.task.settings.correction == DRIFT_AND_MOMENTS:
             found = with_maps(self.task, found, results)
         return replace(found, trial=try_corrections(self.task, found, store))
 
@@ -121,7 +121,7 @@ def _plan(node: str, models: ModelPair, schedule: Schedule, settings: Settings) 
     try:
         return make_plan(solver_of(sampler), schedule.sigmas, path=models.traits.path, model_sampling=sampling)
     except ValueError as error:
-        if settings.correction == ALL:
+        if settings.correction == DRIFT_AND_MOMENTS:
             raise ValueError(
                 f"{node}: {error} Moments cannot be matched with it: choose another sampler (euler, dpmpp_2m, "
                 f"heun, ...), or set correction to {DRIFT_ALONE!r}."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...calibration import report
 from ...calibration.statistics import QDriftStatistics
-from ...calibration.text import shown
+from ...calibration.text import printable
 from .. import qdrift_folder
 from ..pictures.report import picture
 from .calibration import Calibration
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Finished:
+class CalibrationResult:
     """A calibration's result."""
 
     statistics: QDriftStatistics
@@ -27,9 +27,9 @@ class Finished:
     path: Path
 
 
-def finish(calibration: Calibration, statistics: QDriftStatistics, filename: str) -> Finished:
+def finish(calibration: Calibration, statistics: QDriftStatistics, filename: str) -> CalibrationResult:
     """Write the statistics to models/qdrift, forget what was kept for a resume, and draw the report."""
     path = qdrift_folder.save(statistics, filename)
     calibration.forget()
-    logger.info("%s: wrote %s. %s", calibration.task.node, shown(path, None), report.verdict(statistics))
-    return Finished(statistics, picture(statistics, calibration.residuals), path)
+    logger.info("%s: wrote %s. %s", calibration.task.node, printable(path, None), report.verdict(statistics))
+    return CalibrationResult(statistics, picture(statistics, calibration.residuals), path)

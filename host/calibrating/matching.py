@@ -16,11 +16,11 @@ from ...calibration.moments import StateMoments
 from ...calibration.statistics import QDriftStatistics
 from ...calibration.validate import map_fault
 from ...core.plan import Plan
-from ...core.shapes import doubles
+from ...core.shapes import to_float64
 from ...core.solvers import Stepper
 from ..correction import BOTH, DRIFT, MOMENTS, Correction, noise_sources
-from .sampling_runs import Run, sample
-from .task import AS_CALIBRATED, DRIFT_ALONE, Task
+from .sampling_runs import CalibrationRun, sample
+from .task import CALIBRATED_OPTIONS, DRIFT_ALONE, Task
 
 
 def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMoments]) -> QDriftStatistics:
@@ -36,7 +36,7 @@ def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMom
     assert task.plan is not None  # without one, moments cannot be asked for
     return replace(
         statistics,
-        state_sigma=doubles([step.sigma_next for step in task.plan.steps]),
+        state_sigma=to_float64([step.sigma_next for step in task.plan.steps]),
         state_scale=alone[0].float(),
         state_shift=alone[1].float(),
         state_scale_drift=beside[0].float(),
@@ -53,7 +53,7 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
         return found
     words = "alone" if kind == MOMENTS else "with drift corrected"
     task.progress.say(f"Quantized, {len(task.runs)} runs together: matching moments, {words}")
-    correction = Correction(task.node, statistics, DRIFT if kind == BOTH else MOMENTS, **AS_CALIBRATED)
+    correction = Correction(task.node, statistics, DRIFT if kind == BOTH else MOMENTS, **CALIBRATED_OPTIONS)
     sampler = comfy.samplers.sampler_object(task.schedule.sampler).sampler_function
     sampling = task.models.quantized.get_model_object("model_sampling")
     plan = correction.plan(sampler, task.schedule.sigmas, task.models.traits.path, sampling)
@@ -79,7 +79,7 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
 class _QuantizedRun:
     """A run whose steps are samplings of their own, as runs that go on together differ in their prompts."""
 
-    def __init__(self, task: Task, run: Run, plan: Plan):
+    def __init__(self, task: Task, run: CalibrationRun, plan: Plan):
         self._task, self._run, self._plan = task, run, plan
         self._stepper: Stepper | None = None
 

@@ -8,16 +8,16 @@ import comfy.model_management
 from torch import Tensor
 
 from ...calibration.collect import RunMoments, same_levels
-from ...calibration.trajectories import Call, InFolder
+from ...calibration.trajectories import ModelCall, TrajectoryStore
 from .. import identity
 from .recording import record_all, record_one, run_name
-from .sampling_runs import Run, replay
+from .sampling_runs import CalibrationRun, replay
 from .task import Task
 
-ABSURD = 0.5  # relative error; no quantized model that works is beyond it at every sigma
+MAX_RELATIVE_ERROR = 0.5  # relative error; no quantized model that works is beyond it at every sigma
 
 
-def measure(task: Task, store: InFolder) -> list[RunMoments]:
+def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
     """Of each run what its error was, and full precision's states. Leaves the held-out runs in the store.
 
     Raises:
@@ -60,7 +60,7 @@ def _resumed(task: Task) -> dict[int, RunMoments]:
 
 
 def _measured(
-    task: Task, done: Mapping[int, RunMoments], i: int, calls: Iterable[Call], final: Tensor, length: int
+    task: Task, done: Mapping[int, RunMoments], i: int, calls: Iterable[ModelCall], final: Tensor, length: int
 ) -> RunMoments:
     run = task.runs[i]
     task.progress.say(f"Quantized, run {i + 1} of {len(task.runs)}: measuring its error")
@@ -68,7 +68,7 @@ def _measured(
     starts = set() if task.plan is None else {step.stages[0].call for step in task.plan.steps[1:]}
     met = 0
 
-    def on_call(call: Call, denoised: Tensor) -> None:
+    def on_call(call: ModelCall, denoised: Tensor) -> None:
         nonlocal met
         result.add(float(call.sigma[0]), call.x, call.denoised, denoised)
         if met in starts:
@@ -85,7 +85,7 @@ def _measured(
     return result
 
 
-def _check(task: Task, run: Run, result: RunMoments, done: Mapping[int, RunMoments]) -> None:
+def _check(task: Task, run: CalibrationRun, result: RunMoments, done: Mapping[int, RunMoments]) -> None:
     errors, node, sampler = result.relative_errors(), task.node, task.schedule.sampler
     if not errors:
         raise ValueError(f"{node}: sampler {sampler} never called the model; choose another.")
@@ -101,7 +101,7 @@ def _check(task: Task, run: Run, result: RunMoments, done: Mapping[int, RunMomen
             f"{node}: after run 1 (seed {run.seed}) the error is exactly 0 at every step: the two models are "
             "the same. Connect the quantized one to quantized_model."
         )
-    if min(errors) > ABSURD and not identity.simulated(task.models.quantized):
+    if min(errors) > MAX_RELATIVE_ERROR and not identity.simulated_quantizations(task.models.quantized):
         raise ValueError(
             f"{node}: after run 1 (seed {run.seed}) the error is {min(errors):.0%} of the signal or more at "
             "every step: most likely a quantized file that this ComfyUI cannot read, or another model. Sample "

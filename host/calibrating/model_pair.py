@@ -11,7 +11,7 @@ import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...core.plan import Path
+from ...core.plan import PathName
 from .. import identity
 from ..model_kind import latent_format, path_of
 from ..sampling.hooks import SAMPLER_KEY, stages_of
@@ -27,7 +27,7 @@ CACHE_OPTIONS = {"rel_l1_thresh", "magcache_thresh"}  # how TeaCache and MagCach
 class Traits:
     """What has to agree between full precision and quantized."""
 
-    path: Path
+    path: PathName
     kind: str
     channels: int
     latent_format: str
@@ -109,7 +109,7 @@ def check_plain(node: str, name: str, model: ModelPatcher) -> None:
             f"{node}: {name} is compiled (torch.compile), which rounds differently from call to call and machine to "
             "machine; connect the model from before that node. The statistics serve the compiled model as well."
         )
-    acting = [stage.node for stage in stages_of(model) if not stage.watches_only]
+    acting = [stage.node for stage in stages_of(model) if not stage.observes_only]
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
         acting.append("Q-Drift")
     if acting:

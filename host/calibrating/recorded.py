@@ -7,7 +7,7 @@ from typing import Any
 
 import comfy.samplers
 
-from ...calibration.text import shown
+from ...calibration.text import printable
 from ...calibration.trajectory_header import read_header
 from .model_pair import Traits
 from .sampling_runs import Schedule
@@ -20,7 +20,7 @@ def recorded(folder: Path) -> tuple[dict[str, Any], Traits, Schedule]:
     settings, tensors = read_header(folder)
     if settings["sampler"] not in comfy.samplers.KSampler.SAMPLERS:
         raise ValueError(
-            f"{shown(folder, None)}: it was recorded with sampler {shown(settings['sampler'], 80)!r}, which this ComfyUI "
+            f"{printable(folder, None)}: it was recorded with sampler {printable(settings['sampler'], 80)!r}, which this ComfyUI "
             "does not have; install what brings it, or record it again."
         )
     index = settings["batch_index"]

@@ -11,10 +11,10 @@ from typing import Any
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ...calibration.text import shown
-from ...calibration.trajectories import InFolder, Trajectory
+from ...calibration.text import printable
+from ...calibration.trajectories import Trajectory, TrajectoryStore
 from .. import identity, qdrift_folder
-from .sampling_runs import Run, Schedule, record
+from .sampling_runs import CalibrationRun, Schedule, record
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Progress:
 
     def say(self, words: str) -> None:
         """Words for the node and the log, and the time left once a part is done that tells how long parts take."""
-        words = shown(words, None)
+        words = printable(words, None)
         left = self.total - self._done
         if self._worked and left > 0:
             words = f"{words}, {duration(left * (time.monotonic() - self._since) / self._worked)} left"
@@ -63,7 +63,12 @@ def duration(seconds: float) -> str:
 
 
 def record_all(
-    node: str, model: ModelPatcher, schedule: Schedule, runs: Sequence[Run], store: InFolder, progress: Progress
+    node: str,
+    model: ModelPatcher,
+    schedule: Schedule,
+    runs: Sequence[CalibrationRun],
+    store: TrajectoryStore,
+    progress: Progress,
 ) -> None:
     """Full precision into the store, but for what it holds already."""
     for i, run in enumerate(runs):
@@ -74,7 +79,7 @@ def record_all(
 
 
 def record_one(
-    node: str, model: ModelPatcher, schedule: Schedule, run: Run, which: str, progress: Progress
+    node: str, model: ModelPatcher, schedule: Schedule, run: CalibrationRun, which: str, progress: Progress
 ) -> Trajectory:
     progress.say(f"Full precision, {which}: recording")
     found = record(node, model, schedule, run, progress.at)
@@ -82,18 +87,20 @@ def record_one(
     return found
 
 
-def run_name(run: Run) -> str:
+def run_name(run: CalibrationRun) -> str:
     return f"run_{identity.digest(run.prompt, run.seed)}"
 
 
-def store_for(node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[Run]) -> InFolder:
+def store_for(
+    node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[CalibrationRun]
+) -> TrajectoryStore:
     """Where full precision's runs wait until the statistics are written: on disk, so that Cancel loses one at most.
 
     Raises:
         ValueError: the folder cannot be written to, or its disk has no room for these runs.
     """
     qdrift_folder.tidy_recordings(full_key)
-    store = InFolder(qdrift_folder.recording_path(full_key), qdrift_folder.PART)
+    store = TrajectoryStore(qdrift_folder.recording_path(full_key), qdrift_folder.PART)
     positions = schedule.latent.numel() // schedule.latent.shape[1]
     each = 8 * positions * channels * schedule.steps  # two float32 tensors a call, a call a step at least
     qdrift_folder.check_room(node, each * sum(not store.holds(run_name(run)) for run in runs))

@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ...calibration import parts
+from ...calibration import resume_parts
 from ...calibration.collect import RunMoments
-from ...core.shapes import doubles
+from ...core.shapes import to_float64
 from .. import identity, qdrift_folder
 from .recording import run_name
-from .sampling_runs import Run
+from .sampling_runs import CalibrationRun
 
 logger = logging.getLogger(__name__)
 Part = TypeVar("Part")
@@ -34,28 +34,28 @@ class Resume:
         self.node, self.fitted = node, fitted
         self.folder = qdrift_folder.resume_path(key)
 
-    def save_run(self, run: Run, moments: RunMoments) -> None:
+    def save_run(self, run: CalibrationRun, moments: RunMoments) -> None:
         moments.save(self._run(run))
 
-    def load_run(self, run: Run, channels: int, trim: float | None) -> RunMoments | None:
+    def load_run(self, run: CalibrationRun, channels: int, trim: float | None) -> RunMoments | None:
         try:
             return self._usable(lambda: RunMoments.load(self._run(run), channels, trim))
         except FileNotFoundError:
             return None
 
     def save_map(self, kind: str, scale: Tensor, shift: Tensor) -> None:
-        parts.save(self._map(kind), {"scale": scale.double(), "shift": shift.double()})
+        resume_parts.save(self._map(kind), {"scale": scale.double(), "shift": shift.double()})
 
     def load_map(self, kind: str, steps: int, channels: int) -> tuple[Tensor, Tensor] | None:
         """scale and shift, (steps, channels) each."""
-        return self._usable(lambda: parts.load_map(self._map(kind), steps, channels))
+        return self._usable(lambda: resume_parts.load_map(self._map(kind), steps, channels))
 
-    def save_trial(self, run: Run, measures: Sequence[Sequence[float]]) -> None:
-        parts.save(self._trial(run), {"measures": torch.stack([doubles(pair) for pair in measures])})
+    def save_trial(self, run: CalibrationRun, measures: Sequence[Sequence[float]]) -> None:
+        resume_parts.save(self._trial(run), {"measures": torch.stack([to_float64(pair) for pair in measures])})
 
-    def load_trial(self, run: Run, candidates: int) -> list[list[float]] | None:
+    def load_trial(self, run: CalibrationRun, candidates: int) -> list[list[float]] | None:
         """What each candidate gave on a held-out run, (candidates, 2)."""
-        return self._usable(lambda: parts.load_measures(self._trial(run), candidates))
+        return self._usable(lambda: resume_parts.load_measures(self._trial(run), candidates))
 
     def clear(self) -> None:
         """After the statistics are safe."""
@@ -69,15 +69,15 @@ class Resume:
             logger.warning("%s: %s", self.node, error)
             return None
 
-    def _run(self, run: Run) -> Path:
+    def _run(self, run: CalibrationRun) -> Path:
         return self.folder / f"{run_name(run)}.partial"
 
     def _map(self, kind: str) -> Path:
         return self.folder / f"{kind}_{self.fitted}.partial"
 
-    def _trial(self, run: Run) -> Path:
+    def _trial(self, run: CalibrationRun) -> Path:
         return self.folder / f"trial_{self.fitted}_{run_name(run)}.partial"
 
 
-def fitted_name(runs: Sequence[Run], correction: str) -> str:
+def fitted_name(runs: Sequence[CalibrationRun], correction: str) -> str:
     return identity.digest([run_name(run) for run in runs], correction)

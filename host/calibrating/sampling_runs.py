@@ -17,7 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...calibration.trajectories import Call, Trajectory
+from ...calibration.trajectories import ModelCall, Trajectory
 
 Conditioning = list
 
@@ -39,7 +39,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class CalibrationRun:
     """One trajectory."""
 
     seed: int
@@ -48,9 +48,11 @@ class Run:
     prompt: str  # digest of both
 
 
-def record(node: str, model: ModelPatcher, schedule: Schedule, run: Run, on_step: Callable[[int], None]) -> Trajectory:
+def record(
+    node: str, model: ModelPatcher, schedule: Schedule, run: CalibrationRun, on_step: Callable[[int], None]
+) -> Trajectory:
     """A full-precision run. ValueError if the model predicts NaN; Cancel as ComfyUI raises it."""
-    calls: list[Call] = []
+    calls: list[ModelCall] = []
     final: list[Tensor] = []
     stock = comfy.samplers.sampler_object(schedule.sampler)
 
@@ -60,7 +62,7 @@ def record(node: str, model: ModelPatcher, schedule: Schedule, run: Run, on_step
                 f"{node}: the full-precision model predicts NaN or infinity at sigma {float(sigma.flatten()[0]):.4g}, "
                 f"seed {run.seed}; run it in a wider dtype (bf16 or fp32), or look at the conditioning."
             )
-        calls.append(Call(x, sigma.detach().to("cpu", copy=True), denoised))
+        calls.append(ModelCall(x, sigma.detach().to("cpu", copy=True), denoised))
 
     def sampler(model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
         end = stock.sampler_function(_Listening(model, keep), x, sigmas, **options)
@@ -73,7 +75,11 @@ def record(node: str, model: ModelPatcher, schedule: Schedule, run: Run, on_step
 
 
 def final_state(
-    model: ModelPatcher, schedule: Schedule, run: Run, sampler: comfy.samplers.KSAMPLER, on_step: Callable[[int], None]
+    model: ModelPatcher,
+    schedule: Schedule,
+    run: CalibrationRun,
+    sampler: comfy.samplers.KSAMPLER,
+    on_step: Callable[[int], None],
 ) -> Tensor:
     """Where a run with another sampler ends, on the CPU, in the sampler's units as a trajectory's `final`."""
     final: list[Tensor] = []
@@ -92,9 +98,9 @@ def replay(
     node: str,
     model: ModelPatcher,
     schedule: Schedule,
-    run: Run,
-    calls: Iterable[Call],
-    on_call: Callable[[Call, Tensor], None],
+    run: CalibrationRun,
+    calls: Iterable[ModelCall],
+    on_call: Callable[[ModelCall, Tensor], None],
 ) -> None:
     """Ask the quantized model at exactly the recorded states; on_call gets its prediction, on the CPU."""
 
@@ -131,7 +137,7 @@ class _Listening:
         return getattr(self._model, name)
 
 
-def sample(model: ModelPatcher, schedule: Schedule, run: Run, sampler: Any, callback: Any) -> None:
+def sample(model: ModelPatcher, schedule: Schedule, run: CalibrationRun, sampler: Any, callback: Any) -> None:
     """A run through ComfyUI's own sampling, whose result the sampler keeps."""
     latent = comfy.sample.fix_empty_latent_channels(model, schedule.latent)
     index = None if schedule.batch_index is None else list(schedule.batch_index)

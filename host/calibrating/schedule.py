@@ -6,10 +6,10 @@ from typing import Any
 
 from .. import identity
 from .model_pair import Traits
-from .sampling_runs import Conditioning, Run, Schedule, sigmas_for
+from .sampling_runs import CalibrationRun, Conditioning, Schedule, sigmas_for
 
 
-def made_schedule(
+def make_schedule(
     node: str,
     model: object,
     traits: Traits,
@@ -49,9 +49,9 @@ def made_schedule(
     return Schedule(samples, None if index is None else tuple(index), cfg, sampler, scheduler, sigmas)
 
 
-def made_runs(
+def make_runs(
     node: str, cfg: float, seeds: list[int], positive, negative, clip, prompts: str, negative_prompt: str
-) -> tuple[Run, ...]:
+) -> tuple[CalibrationRun, ...]:
     """One run a seed. ValueError unless prompts come in exactly one of the two ways."""
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     if (positive is None) == (not lines):
@@ -71,7 +71,7 @@ def made_runs(
         without = _encoded(clip, negative_prompt)
         pairs = [(_encoded(clip, line), without) for line in lines[: len(seeds)]]
     digests = [identity.digest(*pair) for pair in pairs]
-    return tuple(Run(seed, *pairs[i % len(pairs)], digests[i % len(pairs)]) for i, seed in enumerate(seeds))
+    return tuple(CalibrationRun(seed, *pairs[i % len(pairs)], digests[i % len(pairs)]) for i, seed in enumerate(seeds))
 
 
 def _encoded(clip: Any, text: str) -> Conditioning:

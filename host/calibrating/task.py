@@ -12,17 +12,17 @@ from ..sampling.stages import Window
 from .model_pair import ModelPair
 from .recording import Progress
 from .resume import Resume
-from .sampling_runs import Run, Schedule
+from .sampling_runs import CalibrationRun, Schedule
 
-DRIFT_ALONE, ALL = "drift", "drift and moments"
-CALIBRATED = (ALL, DRIFT_ALONE)  # what a calibration can find
+DRIFT_ALONE, DRIFT_AND_MOMENTS = "drift", "drift and moments"
+CALIBRATED = (DRIFT_AND_MOMENTS, DRIFT_ALONE)  # what a calibration can find
 # What is tried on held-out runs: a correction and its strength.
 CANDIDATES = {
     DRIFT_ALONE: ((PLAIN, 0.0), (DRIFT, 1.0)),
-    ALL: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
+    DRIFT_AND_MOMENTS: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
 }
 # How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
-AS_CALIBRATED: dict[str, Any] = {
+CALIBRATED_OPTIONS: dict[str, Any] = {
     "strength": 1.0,
     "channels": "scalar",
     "rule": "auto",
@@ -55,7 +55,7 @@ class Settings:
 
     def model_runs(self, fitted: int) -> int:
         """Whole runs of the quantized model, for so many runs to measure."""
-        loops = 2 if self.correction == ALL else 0
+        loops = 2 if self.correction == DRIFT_AND_MOMENTS else 0
         return fitted * (1 + loops) + self.held_out * len(self.candidates)
 
 
@@ -71,8 +71,8 @@ class Task:
     node: str
     models: ModelPair
     schedule: Schedule
-    runs: tuple[Run, ...]
-    held_out: tuple[Run, ...]
+    runs: tuple[CalibrationRun, ...]
+    held_out: tuple[CalibrationRun, ...]
     settings: Settings
     plan: Plan | None
     resume: Resume

@@ -6,15 +6,15 @@ import comfy.samplers
 from torch import Tensor
 
 from ...calibration.statistics import QDriftStatistics
-from ...calibration.trajectories import InFolder
+from ...calibration.trajectories import TrajectoryStore
 from ...calibration.trial import PLAIN, Trial, compared
 from ..correction import Correction
 from .recording import run_name
-from .sampling_runs import Run, final_state
-from .task import AS_CALIBRATED, Task
+from .sampling_runs import CalibrationRun, final_state
+from .task import CALIBRATED_OPTIONS, Task
 
 
-def try_corrections(task: Task, statistics: QDriftStatistics, store: InFolder) -> Trial | None:
+def try_corrections(task: Task, statistics: QDriftStatistics, store: TrajectoryStore) -> Trial | None:
     """None without held-out runs.
 
     Raises:
@@ -27,7 +27,7 @@ def try_corrections(task: Task, statistics: QDriftStatistics, store: InFolder) -
     return Trial(task.settings.candidates, error, distance)
 
 
-def _try(task: Task, i: int, statistics: QDriftStatistics, store: InFolder) -> list[list[float]]:
+def _try(task: Task, i: int, statistics: QDriftStatistics, store: TrajectoryStore) -> list[list[float]]:
     """(candidates, 2): error and distance."""
     run, candidates = task.held_out[i], task.settings.candidates
     before = task.resume.load_trial(run, len(candidates))
@@ -44,11 +44,11 @@ def _try(task: Task, i: int, statistics: QDriftStatistics, store: InFolder) -> l
     return measures
 
 
-def _sampled(task: Task, run: Run, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
+def _sampled(task: Task, run: CalibrationRun, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
     sampler = comfy.samplers.sampler_object(task.schedule.sampler)
     kind, strength = candidate
     if kind != PLAIN:
-        how = {**AS_CALIBRATED, "strength": strength}
+        how = {**CALIBRATED_OPTIONS, "strength": strength}
         sampler = Correction(task.node, statistics, kind, **how).corrected(sampler)
     final = final_state(task.models.quantized, task.schedule, run, sampler, task.progress.at)
     if not bool(final.isfinite().all()):

@@ -2,7 +2,7 @@
 
 All of a model's denoised stages share one PREDICT_NOISE wrapper, which every guider passes through (custom ones
 included, which a post-CFG function would miss) and which applies them in the order of the nodes. Each guidance stage is
-a pre-CFG function of its own, so that other packs' keep their places around it. What a run remembers lives in a `Run`,
+a pre-CFG function of its own, so that other packs' keep their places around it. What a run remembers lives in a `SamplingRun`,
 made by an OUTER_SAMPLE wrapper, kept in that run's own options and gone with them.
 """
 
@@ -14,14 +14,14 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .run import Run, reads_attention
+from .run import SamplingRun, reads_attention
 from .stages import GuidanceStage, Stage
 
 KEY = "gimbal"
 SAMPLER_KEY = "gimbal.sampler"
 
 
-class _Begin:
+class _StartRun:
     """OUTER_SAMPLE wrapper: gives each run its own memory, and reports at the end."""
 
     def __init__(self, stages: tuple[Stage, ...]):
@@ -39,7 +39,7 @@ class _Begin:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        run = Run(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
+        run = SamplingRun(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
         # These options were cloned for this run and are dropped after it.
         executor.class_obj.model_options["transformer_options"][KEY] = run
 
@@ -68,7 +68,7 @@ class _Network:
     """APPLY_MODEL wrapper: reads the attention of each network call for the stages that go by it."""
 
     def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), Run))
+        found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), SamplingRun))
         options = next(found, None)
         if options is None or options[KEY].packed:
             return executor(x, t, *args, **kwargs)
@@ -86,7 +86,7 @@ def add_stage(model: Any, stage: Stage) -> Any:
     stage.window.check(stage.node)
     patched = model.clone()
     stages = (*stages_of(patched), stage)
-    wrappers = {WrappersMP.OUTER_SAMPLE: _Begin(stages), WrappersMP.PREDICT_NOISE: _Predict(stages)}
+    wrappers = {WrappersMP.OUTER_SAMPLE: _StartRun(stages), WrappersMP.PREDICT_NOISE: _Predict(stages)}
     if reads_attention(stages):
         wrappers[WrappersMP.APPLY_MODEL] = _Network()
     for kind, wrapper in wrappers.items():
@@ -97,7 +97,7 @@ def add_stage(model: Any, stage: Stage) -> Any:
     return patched
 
 
-class _Exchange:
+class _ReplaceSampler:
     """OUTER_SAMPLE wrapper: another sampler in the place of the one that was chosen."""
 
     def __init__(self, exchange: Callable[[Any], Any]):
@@ -109,7 +109,7 @@ class _Exchange:
         return executor(noise, latent, self.exchange(sampler), *args, **kwargs)
 
 
-def exchange_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> Any:
+def replace_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> Any:
     """A clone of the model patcher whose runs use exchange(sampler) instead of their sampler.
 
     Raises:
@@ -118,7 +118,7 @@ def exchange_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> A
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
         raise ValueError(f"{node}: this model carries a corrected sampler already; remove one of the two nodes.")
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY, _Exchange(exchange))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY, _ReplaceSampler(exchange))
     return patched
 
 
@@ -129,8 +129,8 @@ def _pre_cfg(stage: GuidanceStage) -> Any:
     return steer
 
 
-def _run_of(model_options: dict, stages: tuple[Stage, ...]) -> Run:
+def _run_of(model_options: dict, stages: tuple[Stage, ...]) -> SamplingRun:
     run = model_options.get("transformer_options", {}).get(KEY)
     # None where a pack has a sampling loop of its own around the guider. Act as well as can be done without memory;
     # these options may outlive the loop, so nothing is kept in them.
-    return Run(stages, []) if run is None else run
+    return SamplingRun(stages, []) if run is None else run

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...core.schedule import StepCounter
 from .attention import AttentionReader
-from .observe import Watch
-from .stages import Call, DenoisedStage, GuidanceStage, Stage
+from .observe import MapRecorder
+from .stages import CallContext, DenoisedStage, GuidanceStage, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ class Record:
         self.state = state
         self.counter = StepCounter(sigmas)
         self.seen = self.acted = 0  # model calls
-        self.blind = 0  # model calls whose attention it wanted and did not get
+        self.without_attention = 0  # model calls whose attention it wanted and did not get
         self.refusal = ""  # why it could not act
-        self.watch_maps = Watch(sigmas)
+        self.map_recorder = MapRecorder(sigmas)
         self.nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value once, at the end
 
     def watch(self, x: Tensor) -> None:
@@ -34,7 +34,7 @@ class Record:
         self.nonfinite = found if self.nonfinite is None else self.nonfinite | found
 
 
-class Run:
+class SamplingRun:
     """What one sampling run remembers."""
 
     def __init__(self, stages: tuple[Stage, ...], sigmas: list[float], packed: bool = False):
@@ -51,17 +51,17 @@ class Run:
         for stage, record in self.records.items():
             if not isinstance(stage, DenoisedStage) or not self._may_act(stage, record, sigma, patcher):
                 continue
-            record.refusal = stage.objection(denoised)
+            record.refusal = stage.unsupported_reason(denoised)
             if record.refusal:
                 continue
             if not watched:  # the stages behind it see what it makes of the same prediction
                 record.watch(denoised)
                 watched = True
             record.acted += 1
-            record.blind += stage.reads_attention and attention is None
+            record.without_attention += stage.reads_attention and attention is None
             # Asked for only where it is needed: sigma's value waits for the device.
             step = record.counter.step(float(sigma.flatten()[0]), self.begun) if stage.reads_step else None
-            call = Call(step, attention, partial(record.watch_maps.add, sigma, self.begun))
+            call = CallContext(step, attention, partial(record.map_recorder.add, sigma, self.begun))
             denoised = stage.apply(denoised, record.state, call)
         return denoised
 
@@ -76,21 +76,21 @@ class Run:
                 f"At cfg {cfg:g}, or without a negative, there is no guidance to change; raise cfg above 1."
             )
         else:
-            record.refusal = stage.objection(predictions[0], cfg)
+            record.refusal = stage.unsupported_reason(predictions[0], cfg)
         if not record.refusal:
             record.watch(predictions[0])
             record.acted += 1
             cond, uncond = predictions
-            look = partial(record.watch_maps.add, args["sigma"], self.begun)
-            predictions[0] = stage.apply(cond, uncond, cfg, look)
+            record_maps = partial(record.map_recorder.add, args["sigma"], self.begun)
+            predictions[0] = stage.apply(cond, uncond, cfg, record_maps)
         return predictions
 
     def end(self, samples: Tensor) -> None:
         """Say what was done, and leave what was seen to the preview nodes."""
         self._report()
         for stage, record in self.records.items():
-            if record.watch_maps:
-                stage.observer.keep(record.watch_maps.seen(samples))
+            if record.map_recorder:
+                stage.observer.keep(record.map_recorder.finish(samples))
 
     def _report(self) -> None:
         for stage, record in self.records.items():
@@ -100,11 +100,11 @@ class Run:
                 logger.info(
                     "%s: acted on %d of %d model calls (%s).", stage.node, record.acted, record.seen, stage.settings()
                 )
-                if record.blind and self.attention is not None:
+                if record.without_attention and self.attention is not None:
                     logger.warning(
                         "%s: took the gradient for the attention on %d of %d model calls. %s.",
                         stage.node,
-                        record.blind,
+                        record.without_attention,
                         record.acted,
                         self.attention.refusal,
                     )

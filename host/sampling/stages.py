@@ -46,7 +46,7 @@ class Stage:
     node: str  # display name, for messages
     window: Window
     observer: Observer = field(default_factory=Observer, kw_only=True)
-    watches_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
+    observes_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
 
     def settings(self) -> str:
         """The options in a few words, for the one log line of a run."""
@@ -54,14 +54,14 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallContext:
     """What a stage may want to know of one model call."""
 
     step: int | None  # None if the stage does not ask for it
     attention: (
         Tensor | None
     )  # the network's confidence on its token grid, (B, h, w) or (B, F, h, w), where asked for and read
-    look: Callable[..., None]  # show maps (B, *spatial) by name to the preview nodes
+    record_maps: Callable[..., None]  # show maps (B, *spatial) by name to the preview nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,21 +80,21 @@ class DenoisedStage(Stage):
         """What a run has to remember between steps, made anew for each run. None: nothing."""
         return None
 
-    def objection(self, denoised: Tensor) -> str:
+    def unsupported_reason(self, denoised: Tensor) -> str:
         """Why this stage cannot act on such a latent; empty if it can."""
         return ""
 
-    def apply(self, denoised: Tensor, state: Any, call: Call) -> Tensor:
+    def apply(self, denoised: Tensor, state: Any, call: CallContext) -> Tensor:
         """denoised (B, C, *spatial) to the same shape, without changing it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
 class GuidanceStage(Stage):
-    def objection(self, cond: Tensor, cfg: float) -> str:
+    def unsupported_reason(self, cond: Tensor, cfg: float) -> str:
         """Why this stage cannot act on such a prediction; empty if it can."""
         return ""
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
+    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
         """The conditional prediction that plain CFG is to see instead of cond."""
         raise NotImplementedError

@@ -63,7 +63,7 @@ class FakeQuantized:
         self._kept = _Kept()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        exchange = _Exchange(self)
+        exchange = _QuantizedLinearMode(self)
         with exchange:
             result = self.forward(*args, **kwargs)
         if not exchange.done:
@@ -89,13 +89,13 @@ class FakeQuantized:
         )
 
 
-def simulated(model: Any) -> Quantization | None:
+def carried_quantization(model: Any) -> Quantization | None:
     """The quantization that a model patcher simulates, if any."""
     layers = (patch for patch in model.object_patches.values() if isinstance(patch, FakeQuantized))
     return next((layer.quantization for layer in layers), None)
 
 
-class _Exchange(TorchFunctionMode):
+class _QuantizedLinearMode(TorchFunctionMode):
     """While it is entered, products with a weight of the layer's shape are the quantized layer's."""
 
     def __init__(self, layer: FakeQuantized):

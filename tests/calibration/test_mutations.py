@@ -9,12 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from gimbal.calibration import parts
+from gimbal.calibration import resume_parts
 from gimbal.calibration.collect import RunMoments
 from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.trajectories import Call, InFolder, Trajectory
+from gimbal.calibration.trajectories import ModelCall, Trajectory, TrajectoryStore
 from gimbal.calibration.trajectory_header import read_header, write_header
 from gimbal.calibration.trial import Trial
 
@@ -61,29 +61,31 @@ def read_run(path):
 
 
 def make_part(path):
-    parts.save(path, {"measures": torch.tensor([[0.5, 0.25], [0.125, 1.0]], dtype=torch.float64)})
+    resume_parts.save(path, {"measures": torch.tensor([[0.5, 0.25], [0.125, 1.0]], dtype=torch.float64)})
 
 
 def read_part(path):
-    found = parts.load_measures(path, 2)
+    found = resume_parts.load_measures(path, 2)
     return {"measures": torch.tensor(found, dtype=torch.float64)}, {}
 
 
 def make_map(path):
-    parts.save(path, {"scale": torch.ones(3, 2, dtype=torch.float64), "shift": torch.zeros(3, 2, dtype=torch.float64)})
+    resume_parts.save(
+        path, {"scale": torch.ones(3, 2, dtype=torch.float64), "shift": torch.zeros(3, 2, dtype=torch.float64)}
+    )
 
 
 def read_map(path):
-    return dict(zip(("scale", "shift"), parts.load_map(path, 3, 2), strict=True)), {}
+    return dict(zip(("scale", "shift"), resume_parts.load_map(path, 3, 2), strict=True)), {}
 
 
 def make_trajectory(path):
-    calls = [Call(latents(i)[0], torch.tensor([1.0 / (i + 1)]), latents(i)[1]) for i in range(3)]
-    InFolder(path.parent).put(path.stem, Trajectory(calls, latents(9)[0]))
+    calls = [ModelCall(latents(i)[0], torch.tensor([1.0 / (i + 1)]), latents(i)[1]) for i in range(3)]
+    TrajectoryStore(path.parent).put(path.stem, Trajectory(calls, latents(9)[0]))
 
 
 def read_trajectory(path):
-    store = InFolder(path.parent)
+    store = TrajectoryStore(path.parent)
     calls, final, length = list(store.calls(path.stem)), store.final(path.stem), store.length(path.stem)
     assert len(calls) == length and store.holds(path.stem)
     return {

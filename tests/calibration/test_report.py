@@ -14,7 +14,7 @@ from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.trajectories import Call, InFolder, Trajectory
+from gimbal.calibration.trajectories import ModelCall, Trajectory, TrajectoryStore
 from gimbal.calibration.trajectory_header import read_header, write_header
 from gimbal.core.plan import make_plan
 
@@ -207,12 +207,12 @@ def test_an_error_without_a_random_part_has_no_shape():
 
 def trajectory(n=3):
     x = torch.randn(2, 3, 4, 4)
-    calls = [Call(torch.randn_like(x), torch.full((2,), 1.0 / (i + 1)), torch.randn_like(x)) for i in range(n)]
+    calls = [ModelCall(torch.randn_like(x), torch.full((2,), 1.0 / (i + 1)), torch.randn_like(x)) for i in range(n)]
     return Trajectory(calls, x)
 
 
 def test_trajectories_come_back_as_they_were(tmp_path):
-    store = InFolder(tmp_path / "t")
+    store = TrajectoryStore(tmp_path / "t")
     given = trajectory()
     assert not store.holds("a")
     store.put("a", given)
@@ -225,7 +225,7 @@ def test_trajectories_come_back_as_they_were(tmp_path):
 
 
 def test_broken_trajectories_are_refused_in_words(tmp_path):
-    store = InFolder(tmp_path)
+    store = TrajectoryStore(tmp_path)
     store.put("a", trajectory())
     path = tmp_path / "a.safetensors"
     whole = path.read_bytes()

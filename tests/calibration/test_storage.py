@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gimbal.calibration import files, parts, storage
+from gimbal.calibration import files, resume_parts, storage
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.text import is_number, shown, strict_json
+from gimbal.calibration.text import is_number, printable, strict_json
 from gimbal.calibration.trial import Trial
 
 ROOT = Path(__file__).parents[2]
@@ -144,20 +144,20 @@ BAD_PARTS = {
 @pytest.mark.parametrize("name", BAD_PARTS)
 def test_a_part_of_bad_values_names_itself_and_its_folder(name, tmp_path):
     path = tmp_path / "key" / "trial.partial"
-    parts.save(path, {"measures": torch.tensor(BAD_PARTS[name], dtype=torch.float64)})
+    resume_parts.save(path, {"measures": torch.tensor(BAD_PARTS[name], dtype=torch.float64)})
     with pytest.raises(ValueError, match=r"trial\.partial: a part .* made again; .* delete the folder .*key\.$"):
-        parts.load_measures(path, 1)
-    parts.save(path, {"measures": torch.tensor([[1.0, 2.0]], dtype=torch.float64)})
-    assert parts.load_measures(path, 1) == [[1.0, 2.0]]
-    assert parts.load_measures(tmp_path / "none", 1) is None
+        resume_parts.load_measures(path, 1)
+    resume_parts.save(path, {"measures": torch.tensor([[1.0, 2.0]], dtype=torch.float64)})
+    assert resume_parts.load_measures(path, 1) == [[1.0, 2.0]]
+    assert resume_parts.load_measures(tmp_path / "none", 1) is None
 
 
 def test_a_part_without_a_checksum_is_refused(tmp_path):
     from safetensors.torch import save_file
 
-    save_file({"measures": torch.ones(1, 2).double()}, tmp_path / "a", {"format": parts.FORMAT})
+    save_file({"measures": torch.ones(1, 2).double()}, tmp_path / "a", {"format": resume_parts.FORMAT})
     with pytest.raises(ValueError, match="it has no checksum"):
-        parts.load_measures(tmp_path / "a", 1)
+        resume_parts.load_measures(tmp_path / "a", 1)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_what_a_trial_cannot_have_tried(candidate, message):
 
 
 def test_texts_of_others_are_shown_on_one_line_and_encodable():
-    assert shown("a\nb\x1b[31m\udcff\u00e4") == "a\\nb\\x1b[31m\\udcff\u00e4"
-    assert shown("x" * 1000) == "x" * 150 + "..." + "x" * 150 and shown("x" * 1000, None) == "x" * 1000
+    assert printable("a\nb\x1b[31m\udcff\u00e4") == "a\\nb\\x1b[31m\\udcff\u00e4"
+    assert printable("x" * 1000) == "x" * 150 + "..." + "x" * 150 and printable("x" * 1000, None) == "x" * 1000
 
 
 @pytest.mark.parametrize("text", ["", "[" * 50_000, '{"a": 1, "a": 2}', "NaN", "-Infinity", "1e999", "9" * 5000])

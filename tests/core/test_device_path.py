@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from devkit.operators import operators
-from gimbal.core import aqclip_layers, device
+from gimbal.core import aqclip_device, device
 from gimbal.core.aqclip import AQClipState, aqclip
 from gimbal.core.confidence import gradient_confidence
-from gimbal.core.match import Matching
+from gimbal.core.match import MomentMatcher
 from gimbal.core.micrograin import micrograin
 from gimbal.core.normal import lower_ndtri
 from gimbal.core.samg import guidance_energy, samg, scale_map, scale_of_energy, steer_cond
@@ -67,7 +67,7 @@ class TestOperators:
         large = operators(lambda: aqclip(meta(1, 16, 21, 90, 160)))
         assert large < 90 + 6 * 8
         assert (
-            operators(lambda: aqclip(meta(1, 4, 640, 640), 8, 1)) < 90 + 64 * 4 * 640 * 640 / aqclip_layers.WORK * 12
+            operators(lambda: aqclip(meta(1, 4, 640, 640), 8, 1)) < 90 + 64 * 4 * 640 * 640 / aqclip_device.WORK * 12
         )
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,7 +98,7 @@ class TestOperators:
 
     def test_moments_of_a_step_are_one_operator(self):
         scale, shift = torch.ones(4), torch.zeros(4)
-        matching = Matching([None, (scale, shift), (scale, shift)])
+        matching = MomentMatcher([None, (scale, shift), (scale, shift)])
         x = meta(*IMAGE)
         assert operators(lambda: matching(0, x)) == 4  # all maps are sent ahead, in the first step
         assert operators(lambda: matching(0, x)) == 0
@@ -152,7 +152,7 @@ class TestNumbers:
         expected = aqclip(x, 8, 3, form=form)
         forced()
         for work in (1, 3 * x.numel(), 2**22):  # one layer, three, all
-            monkeypatch.setattr(aqclip_layers, "WORK", work)
+            monkeypatch.setattr(aqclip_device, "WORK", work)
             torch.testing.assert_close(aqclip(x, 8, 3, form=form), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("form", ["tanh", "smooth"])

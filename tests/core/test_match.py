@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gimbal.core.match import Matching
+from gimbal.core.match import MomentMatcher
 from gimbal.core.solvers import make_plan, run
 
 
@@ -11,7 +11,7 @@ from gimbal.core.solvers import make_plan, run
 def test_it_is_scale_and_shift_per_channel(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     scale, shift = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([1.0, 0.0, -3.0])
-    matching = Matching([None, (scale.double(), shift.double())])
+    matching = MomentMatcher([None, (scale.double(), shift.double())])
     assert matching(0, x) is x
     found = matching(1, x)
     assert found.dtype == x.dtype
@@ -23,14 +23,14 @@ def test_a_mask_keeps_the_rest_bit_for_bit():
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 1, 4, 4)
     mask[..., 2:] = 1.0
-    found = Matching([(torch.tensor([2.0]), torch.tensor([1.0]))], mask)(0, x)
+    found = MomentMatcher([(torch.tensor([2.0]), torch.tensor([1.0]))], mask)(0, x)
     assert torch.equal(found[..., :2], x[..., :2])
     torch.testing.assert_close(found[..., 2:], 2 * x[..., 2:] + 1)
 
 
 def test_other_channels_are_refused():
     with pytest.raises(ValueError, match="maps of 2 channels, x has 3"):
-        Matching([(torch.ones(2), torch.zeros(2))])(0, torch.zeros(1, 3, 2, 2))
+        MomentMatcher([(torch.ones(2), torch.zeros(2))])(0, torch.zeros(1, 3, 2, 2))
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpmpp_2m", "heun", "lms"])
@@ -47,11 +47,11 @@ def test_a_run_goes_on_from_the_mapped_state(solver):
     plan = make_plan(solver, sigmas)
     plain = run(plan, denoise, x)
     steps = [step.stages[0].call for step in plan.steps]
-    idle = Matching([(torch.ones(2), torch.zeros(2))] * 4)
+    idle = MomentMatcher([(torch.ones(2), torch.zeros(2))] * 4)
     assert torch.equal(run(plan, denoise, x, after_step=idle), plain)
     seen.clear()
     states = []
-    matching = Matching([(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.0]))] * 4)
+    matching = MomentMatcher([(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.0]))] * 4)
 
     def keep(i, state):
         states.append(matching(i, state))

@@ -445,7 +445,7 @@ def test_flow_from_sigma_one_has_no_first_gain():
             assert plan.gains.isfinite().all() and not plan.gains[0].any() and plan.gains[1:].any()
     near = torch.tensor([1.0 - 1e-6, 0.7, 0.3, 0.0])  # continuous there
     plan = make_plan("euler", near, path="flow", variance=variance)
-    assert plan.gains[0].max() < 1e-6 and max(plan.pulls) * plan.gains[0].max() < 1e-5
+    assert plan.gains[0].max() < 1e-6 and max(plan.alpha_ratios) * plan.gains[0].max() < 1e-5
 
 
 def test_repeated_sigmas_are_steps_of_no_length():

@@ -42,7 +42,7 @@ def seen_by(comfy):
     def seen_by(model, samples):
         seen, made_these = stages_of(model)[-1].observer.run_that_made(samples)
         assert made_these
-        return seen.looks
+        return seen.calls
 
     return seen_by
 
@@ -72,10 +72,10 @@ def test_reading_changes_no_bit(tiny, watch, seen_by, family):
     watched = watch(model)
     samples = tiny.sample(watched, family)
     assert torch.equal(samples, plain)
-    looks = seen_by(watched, samples)
-    assert [look.step for look in looks] == [0, 1, 2]
-    for look in looks:
-        tokens = look.maps["tokens"]  # absent where attention could not be read
+    calls = seen_by(watched, samples)
+    assert [call.step for call in calls] == [0, 1, 2]
+    for call in calls:
+        tokens = call.maps["tokens"]  # absent where attention could not be read
         assert tokens.isfinite().all() and 0.0 <= tokens.min() < tokens.max() <= 1.0
 
 
@@ -148,13 +148,13 @@ def test_the_map_is_the_entropy_of_the_positive_prompt(tiny, watch, seen_by, att
     raw = entropy(q[start : start + math.prod(grid)], k, heads)
     stretched = (raw - raw.min()) / (raw.max() - raw.min())
     expected = stretched.view(grid)
-    (look,) = seen_by(watched, samples)
+    (call,) = seen_by(watched, samples)
     middle = expected[len(expected) // 2] if expected.ndim == 3 else expected
     assert heads <= 4 or family == "sd15"
     if heads <= 4:
-        torch.testing.assert_close(look.maps["tokens"][0], middle, atol=2e-3, rtol=0)
+        torch.testing.assert_close(call.maps["tokens"][0], middle, atol=2e-3, rtol=0)
     else:  # four of eight heads stand for all
-        assert torch.corrcoef(torch.stack((look.maps["tokens"][0].flatten(), middle.flatten())))[0, 1] > 0.5
+        assert torch.corrcoef(torch.stack((call.maps["tokens"][0].flatten(), middle.flatten())))[0, 1] > 0.5
 
 
 @pytest.mark.numerics
@@ -214,7 +214,7 @@ def test_merged_tokens_cannot_be_read_and_that_is_said(tiny, watch, seen_by, cap
     merged = TomePatchModel.execute(tiny.model("sd15"), 0.5).args[0]
     watched = watch(merged)
     samples = tiny.sample(watched, "sd15")
-    assert all("tokens" not in look.maps for look in seen_by(watched, samples))
+    assert all("tokens" not in call.maps for call in seen_by(watched, samples))
     said = [line for line in caplog.messages if "took the gradient" in line]
     assert said == [
         "Watch Confidence (QSilk): took the gradient for the attention on 3 of 3 model calls. "
@@ -248,6 +248,6 @@ def test_aqclip_goes_by_it(tiny, denoised_seen, comfy):
         patched = GimbalAQClip.execute(model, confidence=source, start_percent=0.0, end_percent=1.0, **options).args[0]
         by[source] = denoised_seen(patched)[0]
         (seen,) = stages_of(patched)[-1].observer._runs
-        confidence = seen.looks[0].maps["certainty"]
+        confidence = seen.calls[0].maps["certainty"]
         assert torch.equal(by[source], aqclip(plain, 6, 4, confidence=confidence, k_min=1.75, k_max=3.0))
     assert not torch.equal(by["attention"], by["gradient"])

@@ -55,12 +55,12 @@ def confidence(comfy):
     return confidence
 
 
-def looks(model, samples):
+def calls(model, samples):
     from gimbal.host.sampling.hooks import stages_of
 
     seen, made_these = stages_of(model)[-1].observer.run_that_made(samples)
     assert made_these
-    return seen.looks
+    return seen.calls
 
 
 def pixels(image):
@@ -84,14 +84,14 @@ def test_the_maps_are_the_runs(tiny, samg):
         *watched.model_options["sampler_pre_cfg_function"],
     ]
     samples = tiny.sample(watched, "sd3", steps=5)
-    seen = looks(watched, samples)
-    assert [look.step for look in seen] == list(range(5))
-    assert sorted((look.sigma for look in seen), reverse=True) == [look.sigma for look in seen]
-    for look, (cond, uncond) in zip(seen, predictions, strict=True):
-        torch.testing.assert_close(look.maps["energy"], guidance_energy(cond, uncond)[:, 0])
-        assert look.maps["scale"].min() == pytest.approx(2.0) and look.maps["scale"].max() == pytest.approx(5.0)
-        order = look.maps["energy"].flatten().argsort()
-        assert (look.maps["scale"].flatten()[order].diff() <= 1e-6).all()
+    seen = calls(watched, samples)
+    assert [call.step for call in seen] == list(range(5))
+    assert sorted((call.sigma for call in seen), reverse=True) == [call.sigma for call in seen]
+    for call, (cond, uncond) in zip(seen, predictions, strict=True):
+        torch.testing.assert_close(call.maps["energy"], guidance_energy(cond, uncond)[:, 0])
+        assert call.maps["scale"].min() == pytest.approx(2.0) and call.maps["scale"].max() == pytest.approx(5.0)
+        order = call.maps["energy"].flatten().argsort()
+        assert (call.maps["scale"].flatten()[order].diff() <= 1e-6).all()
 
 
 def test_the_picture_has_both_ends_of_the_scale_and_grows_with_its_columns(tiny, samg, guidance, artefacts):
@@ -156,7 +156,7 @@ def test_other_samples_of_the_batch(tiny, samg, guidance):
 def test_long_runs_are_thinned_evenly(tiny, watch):
     model = watch(tiny.model("sd3"))
     samples = tiny.sample(model, "sd3", steps=150)
-    steps = [look.step for look in looks(model, samples)]
+    steps = [call.step for call in calls(model, samples)]
     assert len(steps) <= 64 and steps[0] == 0 and steps[-1] >= 144
     assert len({b - a for a, b in pairwise(steps)}) == 1
 
@@ -164,15 +164,15 @@ def test_long_runs_are_thinned_evenly(tiny, watch):
 def test_video_shows_its_middle_frame_and_large_maps_shrink(tiny, samg, guidance):
     model = samg(tiny.model("wan"))
     samples = tiny.sample(model, "wan", steps=1)
-    (look,) = looks(model, samples)
-    assert look.maps["scale"].shape == (1, 16, 16)
+    (call,) = calls(model, samples)
+    assert call.maps["scale"].shape == (1, 16, 16)
     assert guidance(model, samples).ndim == 4
-    from gimbal.host.sampling.observe import Watch
+    from gimbal.host.sampling.observe import MapRecorder
 
-    wide = Watch([1.0, 0.0])
+    wide = MapRecorder([1.0, 0.0])
     wide.add(torch.ones(1), 1, energy=torch.ones(1, 90, 160))
-    (look,) = wide.seen(torch.zeros(1)).looks
-    assert look.maps["energy"].shape == (1, 54, 96)
+    (call,) = wide.finish(torch.zeros(1)).calls
+    assert call.maps["energy"].shape == (1, 54, 96)
 
 
 @pytest.mark.parametrize("family", ["sd3", "wan"])
@@ -186,7 +186,7 @@ def test_watching_changes_nothing_and_shows_the_tiles(tiny, denoised_seen, watch
     last = denoised_seen(plain, family)[-1]
     expected = gradient_confidence(last, 6, 4)
     expected = expected[:, expected.shape[1] // 2] if expected.ndim == 4 else expected
-    assert torch.equal(looks(model, samples)[-1].maps["certainty"], expected)
+    assert torch.equal(calls(model, samples)[-1].maps["certainty"], expected)
     image, mask = confidence(samples, model)
     assert image.shape[-1] == 3 and mask.shape == (1, 16, 16)
     assert mask.max() == pytest.approx(1.0, abs=0.05) and mask[0, 0, 0] == pytest.approx(float(expected[0, 0, 0]))
@@ -211,7 +211,7 @@ def test_aqclip_can_be_watched_too(tiny, confidence, caplog):
     ).args[0]
     samples = tiny.sample(model, "sd3")
     one_row = confidence(samples, model)[0].shape[1]
-    assert "tokens" in looks(model, samples)[0].maps
+    assert "tokens" in calls(model, samples)[0].maps
     by_gradient = GimbalAQClip.execute(
         tiny.model("sd3"), confidence="gradient", start_percent=0.0, end_percent=1.0, **options
     ).args[0]

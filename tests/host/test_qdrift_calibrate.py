@@ -277,7 +277,7 @@ def test_simulated_quantization_may_err_as_it_likes(tiny, calibrate, monkeypatch
     from gimbal.host.calibrating import measuring
     from gimbal.nodes.simulate_quantization import GimbalSimulateQuantization
 
-    monkeypatch.setattr(measuring, "ABSURD", 0.0)
+    monkeypatch.setattr(measuring, "MAX_RELATIVE_ERROR", 0.0)
     with pytest.raises(ValueError, match="cannot read"):
         calibrate()
     full = tiny.model("sd3")

@@ -176,22 +176,26 @@ def test_two_calibrations_that_save_at_once_both_stay(folder, monkeypatch):
 
 
 def test_losses_rise_when_a_file_is_deleted_and_stay_when_it_is_written_again(folder):
-    from gimbal.host import written
+    from gimbal.host import output_tracking
 
     path, widgets = folder / "a.safetensors", {"filename": "a", "steps": 3}
-    assert written.losses("node", widgets) == 0
+    assert output_tracking.deleted_count("node", widgets) == 0
     for round in range(3):
-        before = written.losses("node", widgets)
+        before = output_tracking.deleted_count("node", widgets)
         path.write_bytes(b"")
-        written.note("node", {**widgets, "model": object()}, path, before)
-        assert written.losses("node", widgets) == round
-        assert written.losses("node", {"filename": "a"}) == round, "steps may come over a link"
+        output_tracking.note("node", {**widgets, "model": object()}, path, before)
+        assert output_tracking.deleted_count("node", widgets) == round
+        assert output_tracking.deleted_count("node", {"filename": "a"}) == round, "steps may come over a link"
         path.unlink()
-        assert written.losses("node", widgets) == round + 1
-    assert written.losses("other", widgets) == written.losses("node", {**widgets, "steps": 4}) == 0
+        assert output_tracking.deleted_count("node", widgets) == round + 1
+    assert (
+        output_tracking.deleted_count("other", widgets)
+        == output_tracking.deleted_count("node", {**widgets, "steps": 4})
+        == 0
+    )
     (note,) = (folder.parent / "gimbal_qdrift").glob("*.json")
     note.write_text("[" * 10_000)
-    assert written.losses("node", widgets) == 0
+    assert output_tracking.deleted_count("node", widgets) == 0
 
 
 UNET = "gimbal_letters_fp16.safetensors"

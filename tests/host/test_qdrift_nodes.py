@@ -204,10 +204,10 @@ def test_a_call_corrected_by_itself_is_an_euler_step(tiny, comfy, drift, statist
 def test_the_gain_of_a_single_call_is_the_marginal_rules(comfy, sigma, sigma_next):
     """By hand: w = 1/(1 - s') s' - s/(1 - s), c = w^2 (1 - s)^2 V / |sb^2 - sb'^2|; and as a plan of Euler has it."""
     from gimbal.core.plan import make_plan
-    from gimbal.host.per_call import PerCall
+    from gimbal.host.per_call import PerCallCorrector
 
     sigmas = torch.tensor([sigma, sigma_next]).double()
-    found = PerCall(None, sigmas, "flow", "auto", lambda _: torch.tensor([0.2]), 1.0).gain(sigma, sigma_next)
+    found = PerCallCorrector(None, sigmas, "flow", "auto", lambda _: torch.tensor([0.2]), 1.0).gain(sigma, sigma_next)
     bar, bar_next = sigma / (1 - sigma), sigma_next / (1 - sigma_next)
     assert found.item() == pytest.approx((bar - bar_next) * (1 - sigma) ** 2 * 0.2 / (bar + bar_next), rel=1e-6)
     plan = make_plan("euler", sigmas, path="flow", rule="marginal", variance=lambda _: torch.tensor([0.2]))

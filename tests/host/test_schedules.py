@@ -88,7 +88,7 @@ def steps_seen(model, samples):
     from gimbal.host.sampling.hooks import stages_of
 
     (stage,) = stages_of(model)
-    return [look.step for look in stage.observer.run_that_made(samples)[0].looks]
+    return [call.step for call in stage.observer.run_that_made(samples)[0].calls]
 
 
 @each_schedule

@@ -28,12 +28,12 @@ def clip_tanh(x: Tensor, result: Tensor, grid: Grid, corridor: Corridor, alpha: 
 def _tanh_tables(corridor: Corridor, alpha: float) -> tuple[Tensor, Tensor]:
     """What _tanh needs to know of each tile, (3, B, F, rows + 1, columns + 1), and of the sum over tiles, (3, ...).
 
-    The last row and column stand for "no tile": like an idle tile, they must add nothing.
+    The last row and column stand for "no tile": like an inactive tile, they must add nothing.
     """
-    middle, half = (t.masked_fill(corridor.idle, 0.0) for t in (corridor.middle, corridor.half))
-    acts = (~corridor.idle).float()
+    middle, half = (t.masked_fill(corridor.inactive, 0.0) for t in (corridor.middle, corridor.half))
+    acts = (~corridor.inactive).float()
     slope = 2.0 * corridor.slope(alpha)  # tanh(z) = 2 sigmoid(2 z) - 1, and sigmoid is several times faster
-    slope = slope.masked_fill(corridor.idle, 0.0)
+    slope = slope.masked_fill(corridor.inactive, 0.0)
     tables = torch.stack((slope, -middle * slope, 2.0 * half))
     sums = torch.stack((torch.ones_like(middle), middle - half, 1.0 - acts))
     return F.pad(tables, (0, 1, 0, 1)), F.pad(sums, (0, 1, 0, 1))
@@ -41,15 +41,15 @@ def _tanh_tables(corridor: Corridor, alpha: float) -> tuple[Tensor, Tensor]:
 
 def _smooth_tables(corridor: Corridor, knee: float) -> tuple[Tensor, Tensor]:
     """What _smooth needs to know of each tile, as in _tanh_tables, and of the sum over tiles, (1, ...)."""
-    reach, room = corridor.reach_and_room(knee)
+    reach, room = corridor.soft_limits(knee)
     columns = ((corridor.middle - reach, -math.inf), (corridor.middle + reach, math.inf), (room, 1.0))
-    tables = [F.pad(t.masked_fill(corridor.idle, nothing), (0, 1, 0, 1), value=nothing) for t, nothing in columns]
+    tables = [F.pad(t.masked_fill(corridor.inactive, nothing), (0, 1, 0, 1), value=nothing) for t, nothing in columns]
     return torch.stack(tables), F.pad(torch.ones_like(room), (0, 1, 0, 1)).unsqueeze(0)
 
 
 def _clip_blocks(x: Tensor, result: Tensor, grid: Grid, tables: tuple[Tensor, Tensor], clip: _Clip) -> None:
     """Overlap-add (Alg. 1): write the mean over the tiles at each position of the tiles' clipped values to result."""
-    bands, columns = (torch.tensor(axis.covers()) for axis in grid)  # (depth, bands)
+    bands, columns = (torch.tensor(axis.tiles_of_bands()) for axis in grid)  # (depth, bands)
     each, sums = (t.index_select(4, columns.flatten()).unflatten(4, columns.shape) for t in tables)
     each = each.repeat_interleave(grid.columns.unit, dim=-1)  # (n, B, F, rows + 1, depth, W)
     sums = sums.sum(4).index_select(3, bands.flatten()).unflatten(3, bands.shape).sum(3)  # (n, B, F, bands, bands)

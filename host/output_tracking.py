@@ -1,7 +1,7 @@
 """What nodes have written in this session of ComfyUI, so that a file that was deleted since is written again.
 
 ComfyUI does not execute a node again whose inputs are the same, even if its file is gone. A node that writes adds
-`losses` to its fingerprint: how many of the files written for these inputs have gone missing so far. It rises when a file is
+`deleted_count` to its fingerprint: how many of the files written for these inputs have gone missing so far. It rises when a file is
 deleted, and stays as it is when the file is written again. The notes lie in ComfyUI's temp folder, which lives as
 long as its cache does.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..calibration.text import shown, strict_json
+from ..calibration.text import printable, strict_json
 from . import identity
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def note(node: str, inputs: Mapping[str, object], path: Path, before: int) -> No
     """Remember that a node wrote this file for these inputs. What cannot be noted is said in the log.
 
     Args:
-        before: `losses` of the same inputs before the file was written, which `losses` gives again from now on.
+        before: `deleted_count` of the same inputs before the file was written, which `deleted_count` gives again from now on.
     """
     widgets = _widgets(inputs)
     place = _home() / f"{identity.digest(node, widgets, str(path))}.json"
@@ -39,10 +39,10 @@ def note(node: str, inputs: Mapping[str, object], path: Path, before: int) -> No
         draft.write_text(json.dumps(entry), encoding="ascii")
         os.replace(draft, place)
     except OSError as error:
-        logger.warning("%s: a note of what it wrote cannot be kept (%s).", node, shown(error))
+        logger.warning("%s: a note of what it wrote cannot be kept (%s).", node, printable(error))
 
 
-def losses(node: str, inputs: Mapping[str, object]) -> int:
+def deleted_count(node: str, inputs: Mapping[str, object]) -> int:
     """How many times files that this node wrote for inputs with these widgets were deleted."""
     return sum(lost for _, lost in _noted(node, _widgets(inputs)))
 
@@ -52,7 +52,7 @@ def _widgets(inputs: Mapping[str, object]) -> dict[str, object]:
 
 
 def _noted(node: str, widgets: Mapping[str, object]) -> Iterator[tuple[Path, int]]:
-    """Notes whose inputs have these widgets, and the losses of each."""
+    """Notes whose inputs have these widgets, and the deleted_count of each."""
     for place in _home().glob("*.json"):
         try:
             entry = strict_json(place.read_text(encoding="ascii"))

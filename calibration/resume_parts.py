@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import storage
-from .text import shown
+from .text import printable
 from .trial import MOST_MEASURE
 from .validate import dimension_fault, map_fault, range_fault
 
@@ -58,8 +58,8 @@ def load(
             return tensors
     except ValueError as error:
         raise ValueError(
-            f"{shown(path, None)}: a part kept for resuming cannot be used: {error}. It is made again; if this comes "
-            f"back, delete the folder {shown(path.parent, None)}."
+            f"{printable(path, None)}: a part kept for resuming cannot be used: {error}. It is made again; if this comes "
+            f"back, delete the folder {printable(path.parent, None)}."
         ) from error
 
 
