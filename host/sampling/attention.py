@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.confidence import entropy_confidence, token_grid
+from .attention_tokens import padded, patch_size, select_mask, select_tokens, token_counts
 
 OVERRIDE = "optimized_attention_override"
 KEYS = 1024
@@ -118,9 +119,9 @@ class _Call:
         size = self.batch // len(chunks)
         self.conds = [slice(i * size, (i + 1) * size) for i, chunk in enumerate(chunks) if chunk == 0]
         self.text = 0 if context is None else context.shape[1]
-        self.patch = _patch(network, x.ndim - 2)
-        self.grid = _tokens(x.shape[2:], self.patch)
-        self.references = sum(math.prod(_tokens(r.shape[2:], self.patch)) for r in references or ())
+        self.patch = patch_size(network, x.ndim - 2)
+        self.grid = token_counts(x.shape[2:], self.patch)
+        self.references = sum(math.prod(token_counts(r.shape[2:], self.patch)) for r in references or ())
         blocks: Any = getattr(network, "double_blocks", None)
         self.padding = getattr(network, "pad_tokens_multiple", None)
         self.image_first = bool(blocks) and getattr(blocks[0], "flipped_img_txt", False)
@@ -180,11 +181,11 @@ class _Call:
         maps = []
         for cond in self.conds:
             certainty = entropy_confidence(
-                _chosen(q[cond], rows, given),
-                _chosen(k[cond], keys, given),
+                select_tokens(q[cond], rows, given),
+                select_tokens(k[cond], keys, given),
                 heads,
                 max_tokens=max(len(indices), len(keys)),
-                mask=_mask(given.get("mask"), cond, rows, keys, q, k),
+                mask=select_mask(given.get("mask"), cond, rows, keys, q, k),
                 scale=given.get("scale"),
             )
             maps.append(certainty.unflatten(1, small))
@@ -203,9 +204,9 @@ class _Call:
             grid = tuple(level[2:])
         image = math.prod(grid)
         if self.family in JOINT:
-            text = _padded(self.text, self.padding)
+            text = padded(self.text, self.padding)
             # Fewer: a refiner of either part, or a second attention of the image alone.
-            if self.text == 0 or tokens < text + _padded(image + self.references, self.padding):
+            if self.text == 0 or tokens < text + padded(image + self.references, self.padding):
                 return None
             # Networks may add tokens of their own to the text. The one that pads does so at the end of each part.
             start = text if self.padding else tokens - image - self.references
@@ -217,39 +218,3 @@ class _Call:
             if self.alike % 2 == 0:
                 return None
         return 0, grid
-
-
-def _patch(network: nn.Module, dims: int) -> tuple[int, ...] | None:
-    """Latent positions a token covers, along each dimension; None for a UNet."""
-    if hasattr(network, "input_blocks"):
-        return None
-    patch = getattr(network, "patch_size", None)
-    sides = [patch] * 2 if isinstance(patch, int) else list(patch or ())
-    return (1,) * (dims - len(sides)) + tuple(sides[-dims:])
-
-
-def _tokens(size: torch.Size, patch: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The grid of tokens; one frame is no dimension of its own where the network has none for it."""
-    return tuple(size) if patch is None else tuple(-(-n // p) for n, p in zip(size, patch[-len(size) :], strict=True))
-
-
-def _padded(tokens: int, multiple: int | None) -> int:
-    return -(-tokens // multiple) * multiple if multiple else tokens
-
-
-def _chosen(x: Tensor, index: Tensor, given: dict) -> Tensor:
-    """Some tokens of (B, N, heads * dim), or of (B, heads, N, dim) where given says so, as (B, n, heads * dim)."""
-    if given.get("skip_reshape", False):
-        return x.index_select(2, index).transpose(1, 2).flatten(2)
-    return x.index_select(1, index)
-
-
-def _mask(mask: Tensor | None, cond: slice, rows: Tensor, keys: Tensor, q: Tensor, k: Tensor) -> Tensor | None:
-    """The mask of the chosen tokens with four dimensions, from the forms that ComfyUI's attention takes."""
-    if mask is None:
-        return None
-    if mask.ndim < 4:
-        mask = mask[None, None] if mask.ndim == 2 else mask.unsqueeze(1)
-    mask = mask[cond] if mask.shape[0] == q.shape[0] else mask
-    mask = mask.index_select(2, rows) if mask.shape[2] == q.shape[-2] else mask
-    return mask.index_select(3, keys) if mask.shape[3] == k.shape[-2] else mask

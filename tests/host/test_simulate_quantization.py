@@ -306,11 +306,13 @@ def test_running_it_does_not_change_what_it_is(tiny):
 
 
 def test_others_can_ask_what_is_simulated(tiny):
-    from gimbal.host.simulating.fake_linear import simulated
+    from gimbal.host.simulating.fake_linear import carried_quantization
 
     model = tiny.model("sd3")
-    assert simulated(model) is None
-    assert str(simulated(quantized(model, rank=4).clone())) == "W4A4, groups of 64, low-rank branch of rank 4"
+    assert carried_quantization(model) is None
+    assert (
+        str(carried_quantization(quantized(model, rank=4).clone())) == "W4A4, groups of 64, low-rank branch of rank 4"
+    )
 
 
 def test_another_nodes_forward_stays_in_place(tiny):
