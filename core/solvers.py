@@ -1,7 +1,5 @@
-"""Sampling with Q-Drift's correction, by any deterministic linear solver (METHODS.md 4.2).
-
-`sample` is for one run. `make_plan` does what can be known beforehand, once; `run` then samples by that plan.
-"""
+"""Sampling with Q-Drift's correction by any deterministic linear solver (METHODS.md 4.2): `sample` for one run,
+`make_plan` once and then `run` for many."""
 
 from __future__ import annotations
 
