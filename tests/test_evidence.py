@@ -241,7 +241,7 @@ def test_every_verdict_of_the_report_is_one_the_rule_gives():
     text = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
     short = text.partition("## In short")[2].partition("\n## ")[0]
     given = {row.rpartition("| **")[2].removesuffix("** |") for row in short.splitlines() if row.endswith("** |")}
-    known = {"cannot be judged", "no claim", "mixed"}
+    known = {"cannot be judged", "mixed"}
     for yes, neither, no in (verdicts.CLAIM, verdicts.QUESTION):
         known |= {yes, neither, no, *(f"{word} in part" for word in (yes, no))}
         known |= {f"mixed, mostly {word}" for word in (yes, no)}
@@ -286,23 +286,25 @@ def test_guided_sampling_is_the_packs_own(solver):
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_template_loses_what_has_no_value():
-    """A paragraph without its number, a table without rows, and a section without any table; a wrong name is an error."""
+def test_tables_go_to_their_places_and_nothing_else_changes():
     from evidence import report
 
-    template = "# A\n\n{{n}} runs\n\n{{gone}}Not here\n\n## B\n\nWords\n\n{{gone}}\n\n## C\n\n{{gone}}\n\n{{table}}\n"
-    found = {"n": "3", "gone": None, "table": "| a |"}
-    assert report.filled(template, found) == "# A\n\n3 runs\n\n## C\n\n| a |\n"
-    with pytest.raises(KeyError):
-        report.filled("{{other}}", found)
+    document = "# A\n\n<!-- table: b -->\n| old |\n<!-- end -->\n\nWords\n"
+    once = report.updated(document, {"b": "| new |"})
+    assert once == "# A\n\n<!-- table: b -->\n\n| new |\n\n<!-- end -->\n\nWords\n"
+    assert report.updated(once, {"b": "| new |"}) == once
+    for tables in ({}, {"b": "", "c": ""}):
+        with pytest.raises(ValueError, match="places and the tables differ: [bc]"):
+            report.updated(document, tables)
+    with pytest.raises(ValueError, match="one name twice"):
+        report.updated(document + document, {"b": ""})
 
 
 def test_report_is_what_the_stored_numbers_give():
     from evidence import report
 
-    path = ROOT / "docs" / "RESULTS.md"
-    command = "python dev.py bench evidence --full"
-    assert report.text(BENCHMARKS / "evidence" / "results", "images", command) == path.read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    assert report.updated(text, report.tables(BENCHMARKS / "evidence" / "results")) == text
 
 
 def test_the_short_table_has_a_report_too(tmp_path):
@@ -321,12 +323,12 @@ def test_the_short_table_has_a_report_too(tmp_path):
             stored["runs"] = {name: stored["runs"][name] for name in names}
         if stored["runs"]:
             (tmp_path / path.name).write_text(json.dumps(stored), encoding="utf-8")
-    text = report.text(tmp_path, "images", "command")
-    assert "theory must win" not in text and ":  of 0" not in text and "This is the short table" in text
+    text = report.plain(report.tables(tmp_path), "command")
+    assert "theory must win" not in text and "Moment matching, eps" in text
     for cell in [cell for each in cells.values() for cell in each]:
         setting = cell.setting
         if setting.kind == posters.KIND:
-            table_, start = text.partition("## Larger canvases")[2], f"{setting.size} | "
+            table_, start = text.partition("## Larger canvases\n")[2], f"{setting.size} | "
         else:
             title = quantization_report.TITLES[setting.kind, setting.solver]
             table_, start = text.partition(f"### {title}")[2].partition("##")[0], ""
@@ -340,7 +342,7 @@ def test_a_report_wants_two_seeds(tmp_path):
     for path in (BENCHMARKS / "evidence" / "results").glob("*-seed0.json"):
         shutil.copy(path, tmp_path)
     with pytest.raises(ValueError, match="has 1 seeds of the part samg"):
-        report.text(tmp_path, "images", "command")
+        report.tables(tmp_path)
 
 
 def test_posters_are_judged_cell_by_cell_with_their_own_class():

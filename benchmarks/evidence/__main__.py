@@ -199,15 +199,17 @@ def made_once(kind: str, comfyui: Path, precision: str) -> quantization.Models:
 
 
 def write_report(network: model.Network, folder: Path, options: argparse.Namespace) -> None:
-    report.check(folder)
-    kept = options.full and folder.resolve() == GIT
-    path = (ROOT / "docs" if kept else folder) / "RESULTS.md"
+    tables = report.tables(folder)
+    if options.full and folder.resolve() == GIT:
+        path = ROOT / "docs" / "RESULTS.md"
+        text = report.updated(path.read_text(encoding="utf-8"), tables)
+    else:
+        path = folder / "RESULTS.md"
+        text = report.plain(tables, " ".join(["python dev.py bench evidence", *sys.argv[1:]]))
+    path.write_text(text, encoding="utf-8")
+    print(f"evidence: {path}", flush=True)
     images = path.parent / "images"
     images.mkdir(exist_ok=True)
-    command = f"python dev.py bench evidence{' --full' if options.full else ''}"
-    command += f" --samples={options.samples}" if options.samples else ""
-    path.write_text(report.text(folder, report.relative(images, path), command), encoding="utf-8")
-    print(f"evidence: {path}", flush=True)
     draw(network, {name: table.Part(folder, name) for name in report.PARTS}, images, options)
 
 

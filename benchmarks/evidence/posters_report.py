@@ -27,11 +27,13 @@ def tables(parts: Mapping[str, Part]) -> dict[str, str]:
         columns.append((f"{label}, to none", partial(_against, part, q.PLAIN, measure)))
         columns.append(("to own", partial(_against, part, q.MOMENTS, measure)))
     return {
-        "posters": tabulate([cell for cell in main if cell.name in part], latent, form, method, *measured(part)),
-        "posters elsewhere": tabulate(
+        "Larger canvases": tabulate(
+            [cell for cell in main if cell.name in part], latent, form, method, *measured(part)
+        ),
+        "Larger canvases, transfers": tabulate(
             moved, latent, ("maps", method[1]), *columns, ("MSE kept, %", partial(_kept, part))
         ),
-        "spread": _spread(parts),
+        "Spread of maps": _spread(parts),
     }
 
 

@@ -55,9 +55,10 @@ def tables(found: Quantized) -> dict[str, str]:
     errors = [(TITLES[s.kind, s.solver], partial(_error, found, s)) for s in found.settings()]
     forms = [form for form in (*HEAVY, *MILD) if all(_error(found, s, form) for s in found.settings())]
     return {
-        "quantized errors": tabulate(forms if errors else [], ("format", lambda form: form.name), *errors),
-        "quantized settings": "\n\n".join(by_setting),
-        "quantized transfers": "\n\n".join(by_kind),
+        "Quantized models, all comparisons": _overall(found),
+        "Quantized models, errors": tabulate(forms if errors else [], ("format", lambda form: form.name), *errors),
+        "Quantized models, by setting": "\n\n".join(by_setting),
+        "Quantized models, transfers": "\n\n".join(by_kind),
     }
 
 
@@ -99,14 +100,16 @@ def measured(part: Part) -> list[Column]:
     return columns + [(title, lambda cell, text=text: text(cell.name)) for title, text in titled]
 
 
-def overall(found: Quantized) -> str:
+def _overall(found: Quantized) -> str:
     """How often each correction is better and worse than none, over models, samplers, real formats and measures."""
-    shown = []
-    for method in (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH):
-        cells = found.grid((*HEAVY, *MILD))
-        if changes := [value for measure in NEAR for value in found.changes(cells, method, q.PLAIN, measure)]:
-            shown.append(f"*{method}*: {tally(changes)} of {len(changes)}")
-    return "; ".join(shown)
+    cells = found.grid((*HEAVY, *MILD))
+    words = {
+        method: [value.word for measure in NEAR for value in found.changes(cells, method, q.PLAIN, measure)]
+        for method in (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH)
+    }
+    columns = [(word, lambda method, word=word: str(words[method].count(word))) for word in QUESTION]
+    rows = [method for method in words if words[method]]
+    return tabulate(rows, ("correction", str), *columns, ("of", lambda method: str(len(words[method]))))
 
 
 def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:

@@ -1,124 +1,90 @@
-"""The report: RESULTS.template.md with the tables and numbers that stored results give.
+"""The report: docs/RESULTS.md is written by hand, and its tables and verdicts come from the stored results.
 
-The template is written by hand. `{{name}}` stands for a table, a number, or nothing under a condition. Where it has no
-value, as the short table lacks rows, its paragraph is left out, and so is a section all of whose tables are.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; `updated` replaces what is between them.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
-from . import posters, posters_report, qsilk_report, quantization, quantization_report, reference, samg_report
+from . import posters, posters_report, qsilk_report, quantization, quantization_report, samg_report
 from .table import TITLES, Part, markdown, tabulate
 
 QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in quantization.SETTINGS)
 PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND)
-TEMPLATE = Path(__file__).with_name("RESULTS.template.md")
-PLACE = re.compile(r"\{\{([^}]*)\}\}")
+BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def text(folder: Path, images: str, command: str) -> str:
-    """Markdown. folder: of the stored numbers; images: path of the figures' folder from the report; command: as typed."""
-    check(folder)
+def tables(folder: Path) -> dict[str, str]:
+    """Markdown by name, of the results stored in `folder`; those without a row are left out.
+
+    ValueError where there is too little for a report.
+    """
     parts = {name: Part(folder, name) for name in PARTS}
-    found = {"command": command, "images": images, **_numbers(parts), **_tables(parts)}
-    return filled(TEMPLATE.read_text(encoding="utf-8"), found)
-
-
-def check(folder: Path) -> None:
-    """ValueError where there is too little for a report."""
     for name in ("samg", "qsilk", "real"):
-        part = Part(folder, name)
-        if not part.names or part.seeds < 2:
+        if not parts[name].names or parts[name].seeds < 2:
             raise ValueError(
-                f"evidence: {folder} has {part.seeds} seeds of the part {name}; a report needs 2 or more of each: run the "
-                "command without --part and --seeds."
+                f"evidence: {folder} has {parts[name].seeds} seeds of the part {name}; a report needs 2 or more of each: "
+                "run the command without --part and --seeds."
             )
-
-
-def filled(template: str, found: Mapping[str, str | None]) -> str:
-    """KeyError for a name that has no entry in `found`. None there: no value."""
-    blocks = []
-    for block in template.strip().split("\n\n"):
-        names = PLACE.findall(block)
-        if all(found[name] is not None for name in names):
-            blocks.append((PLACE.sub(lambda match: found[match[1]], block), False))
-        elif block == f"{{{{{names[0]}}}}}":  # a table
-            blocks.append(("", True))
-    return "\n\n".join(text for text in _without_empty_sections(blocks) if text) + "\n"
-
-
-def _without_empty_sections(blocks: list[tuple[str, bool]]) -> Iterable[str]:
-    """blocks: text, and whether it is a table that is not there."""
-    starts = [i for i, (text, _) in enumerate(blocks) if text.startswith("#")] + [len(blocks)]
-    yield from (text for text, _ in blocks[: starts[0]])
-    for start, end in pairwise(starts):
-        section = blocks[start:end]
-        if not any(absent for _, absent in section) or any(text.startswith("| ") for text, _ in section):
-            yield from (text for text, _ in section)
-
-
-def relative(folder: Path, report: Path) -> str:
-    return Path(os.path.relpath(folder, report.parent)).as_posix()
-
-
-def _tables(parts: dict[str, Part]) -> dict[str, str | None]:
-    """By name, None if it has no row."""
     quantized = quantization_report.Quantized(parts)
     claims = [*samg_report.findings(parts["samg"]), *qsilk_report.findings(parts["qsilk"], parts["real"])]
     questions = [*quantization_report.findings(quantized), *posters_report.findings(parts[posters.KIND])]
     found = {
-        "claims": _findings("found earlier", claims),
-        "questions": _findings("question", questions) if questions else "",
-        "overall": quantization_report.overall(quantized),
+        "Runs": _runs(parts),
+        "Claims": _verdicts("found earlier", claims),
+        "Questions": _verdicts("question", questions) if questions else "",
         **samg_report.tables(parts["samg"]),
         **qsilk_report.tables(parts["qsilk"], parts["real"]),
         **quantization_report.tables(quantized),
         **posters_report.tables(parts),
         "float32": _precision(parts),
     }
-    return {name: table or None for name, table in found.items()}
+    return {name: table for name, table in found.items() if table}
 
 
-def _findings(first: str, rows: list[tuple[str, str, str]]) -> str:
+def updated(document: str, tables: dict[str, str]) -> str:
+    """The document with these tables. ValueError unless it has a place for each and no other."""
+    places = BLOCK.findall(document)
+    if sorted(places) != sorted(tables):
+        unlike = sorted({*places} ^ {*tables}) or ["one name twice"]
+        raise ValueError(f"evidence: the report's places and the tables differ: {', '.join(unlike)}.")
+    return BLOCK.sub(lambda match: f"<!-- table: {match[1]} -->\n\n{tables[match[1]]}\n\n<!-- end -->", document)
+
+
+def plain(tables: dict[str, str], command: str) -> str:
+    """A report of the tables alone, for results that git does not keep."""
+    sections = [f"## {name}\n\n{table}" for name, table in tables.items()]
+    return "\n\n".join([f"# `{command}`", "docs/RESULTS.md explains the tables.", *sections]) + "\n"
+
+
+def _verdicts(first: str, rows: list[tuple[str, str, str]]) -> str:
     return markdown([first, "here", "verdict"], [[what, here, f"**{word}**"] for what, here, word in rows])
 
 
-def _numbers(parts: dict[str, Part]) -> dict[str, str | None]:
-    stored = [seed["about"] for part in parts.values() for seed in part.stored]
-    dates = sorted({about["date"] for about in stored})
-    main = parts["samg"].stored[0]["about"]
-    timed = [(part, row) for part in parts.values() for row in part.names if part.measured(row, "seconds")]
-    seconds = sum(
-        statistics.median(part.values(row, "seconds")) * part.seeds
-        for part, row in timed
-        if part is not parts["float32"]
+def _runs(parts: dict[str, Part]) -> str:
+    """What the stored results were made with."""
+
+    def about(key: str, name: str) -> str:
+        return ", ".join(sorted({str(seed["about"][key]) for seed in parts[name].stored}))
+
+    def minutes(name: str) -> str:
+        part = parts[name]
+        rows = [row for row in part.names if part.measured(row, "seconds")]
+        return f"{sum(statistics.median(part.values(row, 'seconds')) for row in rows) * part.seeds / 60:.0f}"
+
+    keys = ("samples", "precision", "torch", "comfyui", "date", "machine")
+    return tabulate(
+        [name for name, part in parts.items() if part.names],
+        ("part", str),
+        ("rows", lambda name: str(len(parts[name].names))),
+        ("seeds", lambda name: str(parts[name].seeds)),
+        ("minutes of one core", minutes),
+        *[(key, partial(about, key)) for key in keys],
     )
-    floor = {m: parts["real"].mean(reference.UNTOUCHED, m).mean for m in ("fd_features", "fd_pixels", "accuracy")}
-    whole = posters_report.has_largest(parts[posters.KIND])
-    found = {
-        **{name: str(main[name]) for name in ("samples", "torch", "comfyui", "precision")},
-        "dates": " to ".join(sorted({dates[0], dates[-1]})),
-        "machines": "; ".join(sorted({about["machine"] for about in stored})),
-        "minutes": f"{seconds / 60:.0f}",
-        "floor features": f"{floor['fd_features']:.1f}",
-        "floor pixels": f"{floor['fd_pixels']:.2f}",
-        "floor accuracy": f"{100 * floor['accuracy']:.1f}",
-        "full": "" if whole else None,
-        "short": None if whole else "",
-    }
-    keys = {"samg": "samg", "quantized": "quantized-eps", "transfer": "transfer-flow", "posters": "posters"}
-    for name, key in {**keys, "float32": "float32"}.items():
-        part = parts[key]
-        found[f"{name} seeds"] = str(part.seeds) if part.names else None
-        found[f"{name} samples"] = str(part.stored[0]["about"]["samples"]) if part.names else None
-    return found
 
 
 def _precision(parts: dict[str, Part]) -> str:

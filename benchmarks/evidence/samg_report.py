@@ -1,15 +1,14 @@
-"""SAMG's tables, and what they say of earlier claims."""
+"""SAMG's tables, and verdicts on what an earlier study on smaller models claimed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 
 from . import samg
 from .metrics import Estimate, estimate
-from .table import SPACES, TITLES, Part, brief, by_space, difference, means, plus_minus, tabulate, tally, worded
-from .verdicts import QUESTION, range_vote, verdict, votes
+from .table import SPACES, TITLES, Part, difference, means, plus_minus, tabulate, worded
+from .verdicts import QUESTION, finding, range_vote
 
 POOLED = "accuracy, seeds pooled"
 AXES = {"pooled": POOLED, "accuracy": "accuracy", "margin": "margin"}
@@ -22,16 +21,16 @@ RULE, SCALE = (("rule", lambda row: row.rpartition(", ")[0]), ("w", lambda row: 
 def tables(part: Part) -> dict[str, str]:
     spatial = rows_of(part, *samg.SAMG, *samg.CONTROLS)
     share = ("mean scale / w", lambda row: f"{part.mean(row, 'mean_scale').mean:.2f}" if row in spatial else "1")
-    shown = means(part, "accuracy", "margin", *SPACES, "saturation", "spread")
-    found = {"samg nominal": tabulate([*rows_of(part, "CFG"), *spatial], RULE, SCALE, share, *shown)}
+    columns = means(part, "accuracy", "margin", *SPACES, "saturation", "spread")
+    found = {"SAMG, nominal scales": tabulate([*rows_of(part, "CFG"), *spatial], RULE, SCALE, share, *columns)}
     for name, axis in AXES.items():
         columns = [(TITLES[m], partial(_equal_cell, part, axis, m)) for m in (*SPACES, "saturation")]
-        found[f"samg equal {name}"] = tabulate(spatial, RULE, SCALE, *columns)
+        found[f"SAMG at equal {axis}"] = tabulate(spatial, RULE, SCALE, *columns)
     controls = [samg.name(control, scale) for scale in samg.CONTROLLED for control in samg.CONTROLS]
     columns = [(TITLES[m], partial(_control_cell, part, m)) for m in ("accuracy", "margin", *SPACES, "saturation")]
-    found["samg controls"] = tabulate(controls, ("control", RULE[1]), SCALE, *columns)
+    found["SAMG against its controls"] = tabulate(controls, ("control", RULE[1]), SCALE, *columns)
     columns = [column for measure in SPACES for column in _best_columns(part, measure)]
-    found["samg best"] = tabulate(("CFG", *samg.SAMG), ("rule", str), *columns)
+    found["SAMG, best scales"] = tabulate(("CFG", *samg.SAMG), ("rule", str), *columns)
     return found
 
 
@@ -70,17 +69,8 @@ def at_equal_cfg(part: Part, row: str, axis: str, measure: str) -> Estimate:
 
 
 def comparable(part: Part, rows: list[str], axis: str, measure: str) -> list[Estimate]:
-    found = [at_equal_cfg(part, row, axis, measure) for row in rows]
-    return [value for value in found if value.n == part.seeds]
-
-
-def by_word(part: Part, rule: str, axis: str, measure: str) -> str:
-    """better at w = ...; no difference at ...; in the order of the words."""
-    scales: dict[str, list[str]] = {word: [] for word in (*QUESTION, "not comparable")}
-    for row in rows_of(part, rule, least=FLOOR):
-        value = at_equal_cfg(part, row, axis, measure)
-        scales[value.word if value.n == part.seeds else "not comparable"].append(SCALE[1](row))
-    return ", ".join(f"{word} at {' '.join(found)}" for word, found in scales.items() if found)
+    changes = [at_equal_cfg(part, row, axis, measure) for row in rows]
+    return [value for value in changes if value.n == part.seeds]
 
 
 def least(part: Part, variant: str, measure: str) -> list[float]:
@@ -95,58 +85,34 @@ def best_change(part: Part, variant: str, measure: str) -> Estimate:
 
 
 def findings(part: Part) -> Iterator[tuple[str, str, str]]:
-    """What an earlier study on smaller models found, what is found here, and a verdict."""
     rows = rows_of(part, *RULES, least=FLOOR)
+
+    def at_equal(rows: list[str], axis: str) -> dict[str, list[Estimate]]:
+        return {label: comparable(part, rows, axis, measure) for measure, label in SPACES.items()}
+
+    def between(ours: str, theirs: str) -> dict[str, list[Estimate]]:
+        """At each scale of the controls."""
+        pairs = [(samg.name(ours, scale), samg.name(theirs, scale)) for scale in samg.CONTROLLED]
+        return {label: [part.change(*pair, measure) for pair in pairs] for measure, label in SPACES.items()}
+
     for axis in (POOLED, "margin"):
-        pairs = [(rule, measure) for rule in RULES for measure in SPACES]
-        yield (
-            f"SAMG from w = {FLOOR:g} up: lower FD than plain guidance at equal {axis}",
-            "; ".join(f"{rule}, {SPACES[m]}: {by_word(part, rule, axis, m)}" for rule, m in pairs),
-            verdict(votes(value for measure in SPACES for value in comparable(part, rows, axis, measure))),
-        )
-    shuffled, even = _between(part, "shuffled", "same mean"), _between(part, "quantile", "same norm")
-    swapped = {m: comparable(part, rows_of(part, "swapped"), "margin", m) for m in SPACES}
+        claim = f"SAMG from w = {FLOOR:g} up: lower FD than plain guidance at equal {axis}"
+        yield finding(claim, at_equal(rows, axis))
+    claim = "SAMG's weights at shuffled places do what plain guidance of the same mean does (difference at each w)"
+    yield finding(claim, between("shuffled", "same mean"), "no difference")
+    claim = "Swapped weights are much worse than plain guidance at equal margin"
+    yield finding(claim, at_equal(rows_of(part, "swapped"), "margin"), "worse")
+    claim = (
+        "Not measured earlier: SAMG quantile against plain guidance with a step of the same length (no curve, no "
+        f"interpolation; w = {', '.join(f'{scale:g}' for scale in samg.CONTROLLED)})"
+    )
+    yield finding(claim, between("quantile", "same norm"), words=QUESTION)
     saturation = comparable(part, rows, "margin", "saturation")
+    claim = "SAMG does not lower the share of pixels out of range at equal margin"
+    yield finding(claim, {"pixels": saturation}, "not better")
     shares = [part.mean(row, "mean_scale") for row in rows]
-    best = {measure: best_change(part, "quantile", measure) for measure in SPACES}
-    yield (
-        "SAMG's weights at shuffled places do what plain guidance of the same mean does (difference at each w)",
-        by_space(lambda m: ", ".join(map(brief, shuffled[m])), " "),
-        verdict(votes(chain(*shuffled.values()), "no difference")),
-    )
-    yield (
-        "Swapped weights are much worse than plain guidance at equal margin",
-        by_space(lambda m: tally(swapped[m])),
-        verdict(votes(chain(*swapped.values()), "worse")),
-    )
-    yield (
-        "Not measured earlier: SAMG quantile against plain guidance with a step of the same length (no curve, no interpolation; w = "
-        f"{', '.join(f'{scale:g}' for scale in samg.CONTROLLED)})",
-        by_space(lambda m: ", ".join(map(brief, even[m])), " "),
-        verdict(votes(chain(*even.values())), QUESTION),
-    )
-    yield (
-        "SAMG does not lower the share of pixels out of range at equal margin",
-        tally(saturation),
-        verdict(votes(saturation, "not better")),
-    )
-    yield (
-        f"SAMG's mean scale is {SHARE[0]} to {SHARE[1]} of the nominal one",
-        f"{min(share.mean for share in shares):.2f} to {max(share.mean for share in shares):.2f}",
-        verdict(range_vote(share, *SHARE, neutral=1.0) for share in shares),
-    )
-    yield (
-        "Best scale against best scale SAMG (quantile) gains little",
-        by_space(lambda m: f"{_percent(part, best[m], m):+.0f} % ({brief(best[m])})", " "),
-        verdict(votes(best.values(), "no difference")),
-    )
-
-
-def _between(part: Part, ours: str, theirs: str) -> dict[str, list[Estimate]]:
-    """By measure, at each scale of the controls."""
-    pairs = [(samg.name(ours, scale), samg.name(theirs, scale)) for scale in samg.CONTROLLED]
-    return {measure: [part.change(*pair, measure) for pair in pairs] for measure in SPACES}
-
-
-def _percent(part: Part, change: Estimate, measure: str) -> float:
-    return 100 * change.mean / estimate(least(part, "CFG", measure)).mean
+    extent = f"{min(share.mean for share in shares):.2f} to {max(share.mean for share in shares):.2f}"
+    claim = f"SAMG's mean scale is {SHARE[0]} to {SHARE[1]} of the nominal one"
+    yield finding(claim, {}, ranges={extent: [range_vote(share, *SHARE, neutral=1.0) for share in shares]})
+    best = {label: [best_change(part, "quantile", measure)] for measure, label in SPACES.items()}
+    yield finding("Best scale against best scale SAMG (quantile) gains little", best, "no difference")

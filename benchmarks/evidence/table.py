@@ -49,31 +49,25 @@ class Part:
 
         log: between its rows the curve is interpolated in the measure's logarithm.
         """
-        xs = zip(*(self.values(name, axis) for name in curve), strict=True)  # by seed
-        ys = zip(*(self.values(name, measure) for name in curve), strict=True)
-        changes = []
-        for x, y, xs_, ys_ in zip(self.values(row, axis), self.values(row, measure), xs, ys, strict=True):
-            there = math.exp(at_equal(x, xs_, [math.log(y_) for y_ in ys_])) if log else at_equal(x, xs_, ys_)
-            changes.append(y - there)
-        return estimate(changes)
+        return estimate([self._above_curve(row, curve, axis, measure, log, [seed]) for seed in range(self.seeds)])
 
     def pooled_against_curve(
         self, row: str, curve: Sequence[str], axis: str, measure: str, log: bool = False
     ) -> Estimate:
-        """The same of the means over seeds, with the error of the jackknife over seeds; n = 0 where there is no place."""
+        """The same of the means over seeds, with the jackknife's error over seeds; n = 0 where the curve has no value."""
+        return jackknife(partial(self._above_curve, row, curve, axis, measure, log), self.seeds)
 
-        def change(seeds: Sequence[int]) -> float:
-            def mean(name: str, key: str) -> float:
-                values = self.values(name, key)
-                return math.fsum(values[seed] for seed in seeds) / len(seeds)
+    def _above_curve(
+        self, row: str, curve: Sequence[str], axis: str, measure: str, log: bool, seeds: Sequence[int]
+    ) -> float:
+        def mean(name: str, key: str) -> float:
+            values = self.values(name, key)
+            return math.fsum(values[seed] for seed in seeds) / len(seeds)
 
-            ys = [mean(name, measure) for name in curve]
-            there = at_equal(
-                mean(row, axis), [mean(name, axis) for name in curve], [math.log(y) for y in ys] if log else ys
-            )
-            return mean(row, measure) - (math.exp(there) if log else there)
-
-        return jackknife(change, self.seeds)
+        ys = [mean(name, measure) for name in curve]
+        ys = [math.log(y) for y in ys] if log else ys
+        interpolated = at_equal(mean(row, axis), [mean(name, axis) for name in curve], ys)
+        return mean(row, measure) - (math.exp(interpolated) if log else interpolated)
 
     def root_mean(self, row: str, measure: str) -> Estimate:
         """Root of the mean over seeds, 0 where that is negative, with the error of the jackknife over seeds."""
@@ -124,11 +118,6 @@ def means(part: Part, *measures: str) -> list[Column]:
 
 def mean(part: Part, row: str, measure: str) -> str:
     return plus_minus(part.mean(row, measure), measure in PERCENT) if part.measured(row, measure) else ""
-
-
-def by_space(text: Callable[[str], str], separator: str = ": ") -> str:
-    """text of a measure, for both kinds of Frechet distance."""
-    return "; ".join(f"{label}{separator}{text(measure)}" for measure, label in SPACES.items())
 
 
 def number(value: float, error: float = math.nan, sign: bool = False) -> str:

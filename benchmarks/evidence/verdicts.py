@@ -17,9 +17,10 @@ counts then say better, no difference and worse. Claims of size without a number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from .metrics import Estimate
+from .table import brief, tally
 
 CLAIM = "reproduced", "not reproduced", "refuted"
 QUESTION = "better", "no difference", "worse"
@@ -64,3 +65,23 @@ def verdict(cast: Iterable[int], words: tuple[str, str, str] = CLAIM) -> str:
         return "mixed" if agree == against else f"mixed, mostly {yes if agree > against else no}"
     word = yes if agree else no
     return word if agree + against == len(cast) else f"{word} in part"
+
+
+def finding(
+    claim: str,
+    changes: Mapping[str, Sequence[Estimate]],
+    claimed: str = "better",
+    words: tuple[str, str, str] = CLAIM,
+    ranges: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[str, str, str]:
+    """A claim, the comparisons that judge it, and the verdict.
+
+    changes: differences by what they are of, of which `claimed` is claimed. ranges: votes by the text of what they judge.
+    """
+    texts = [
+        f"{label}: {tally(values)}" if len(values) > 2 else f"{label} {', '.join(map(brief, values))}"
+        for label, values in changes.items()
+    ]
+    cast = [vote for values in changes.values() for vote in votes(values, claimed)]
+    cast += [vote for each in (ranges or {}).values() for vote in each]
+    return claim, "; ".join([*(ranges or {}), *texts]), verdict(cast, words)
