@@ -1,4 +1,4 @@
-"""AQClip against a plain unfold/fold implementation: time and peak memory, as ratios, in a markdown table.
+"""AQClip against a plain unfold/fold implementation: time, and peak memory in latents, as a markdown table.
 
     python benchmarks/aqclip.py
 
@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
-import _gimbal  # noqa: F401
+import _gimbal  # noqa: F401  makes `gimbal` importable
 import torch
 import torch.nn.functional as F
-from _timing import medians
+from _speed import medians, options, print_head, print_row, size
 from torch import Tensor
 
 from gimbal.core.aqclip import aqclip
@@ -61,27 +62,29 @@ def gimbal(x: Tensor, form: str) -> Tensor:
 CONTESTANTS: dict[str, Callable[[Tensor, str], Tensor]] = {"unfold/fold": unfold_fold, "gimbal": gimbal}
 
 
-def print_times(latent: str, form: str, repetitions: int) -> None:
+def print_times(given: argparse.Namespace) -> None:
     """Print the median milliseconds of each contestant, and the largest difference between their results."""
-    x = torch.randn(LATENTS[latent], generator=torch.Generator().manual_seed(0))
-    difference = (unfold_fold(x, form) - gimbal(x, form)).abs().max().item()
-    taken = medians({name: partial(run, x, form) for name, run in CONTESTANTS.items()}, repetitions)
-    print(*(1e3 * seconds for seconds in taken.values()), difference)
+    x = torch.randn(LATENTS[given.latent], generator=torch.Generator().manual_seed(0))
+    difference = (unfold_fold(x, given.form) - gimbal(x, given.form)).abs().max().item()
+    calls = {name: partial(contestant, x, given.form) for name, contestant in CONTESTANTS.items()}
+    times = medians(calls, given.repetitions, given.device)
+    print(*(1e3 * seconds for seconds in times.values()), difference)
 
 
-def print_peak(latent: str, form: str, contestant: str) -> None:
+def print_peak(given: argparse.Namespace) -> None:
     """Print the peak extra memory of one call, in latents."""
-    x = torch.randn(LATENTS[latent])
-    CONTESTANTS[contestant](torch.randn(1, 4, 96, 96), form)  # loads what the first call loads
-    before = held("VmRSS")
-    CONTESTANTS[contestant](x, form)
-    print((held("VmHWM") - before) / (x.numel() * x.element_size()))
+    x = torch.randn(LATENTS[given.latent])
+    contestant = CONTESTANTS[given.peak]
+    contestant(torch.randn(1, 4, 96, 96), given.form)  # loads what the first call loads
+    before = memory("VmRSS")
+    contestant(x, given.form)
+    print((memory("VmHWM") - before) / (x.numel() * x.element_size()))
 
 
-def held(what: str) -> int:
+def memory(field: str) -> int:
     """Bytes this process holds now (VmRSS) or held at most (VmHWM)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status[what].split()[0])
+    return 1024 * int(status[field].split()[0])
 
 
 def measure(*arguments: object) -> list[float]:
@@ -91,37 +94,21 @@ def measure(*arguments: object) -> list[float]:
     return [float(number) for number in output.split()]
 
 
-def table(repetitions: int, threads: int) -> Iterator[str]:
-    yield "| latent | form | unfold/fold | gimbal | faster | memory unfold/fold | gimbal | share | difference |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for latent, shape in LATENTS.items():
-        for form in FORMS:
-            settings = ("--threads", threads, "--repetitions", repetitions, "--latent", latent, "--form", form)
-            slow, fast, difference = measure(*settings)
-            (large,), (small,) = (measure(*settings, "--peak", name) for name in CONTESTANTS)
-            yield (
-                f"| {latent} {'x'.join(map(str, shape))} | {form} | {slow:.1f} ms | {fast:.1f} ms | {slow / fast:.1f} x "
-                f"| {large:.1f} x | {small:.1f} x | {small / large:.2f} | {difference:.0e} |"
-            )
+def print_table(given: argparse.Namespace) -> None:
+    print_head(given, "latent", "form", *CONTESTANTS, "faster", "memory unfold/fold", "gimbal", "share", "difference")
+    for latent, form in product(LATENTS, FORMS):
+        command = ("--threads", given.threads, "--repetitions", given.repetitions, "--latent", latent, "--form", form)
+        slow, fast, difference = measure(*command)
+        (large,), (small,) = (measure(*command, "--peak", name) for name in CONTESTANTS)
+        times = (f"{slow:.1f} ms", f"{fast:.1f} ms", f"{slow / fast:.1f} x")
+        peaks = (f"{large:.1f} x", f"{small:.1f} x", f"{small / large:.2f}")
+        print_row(f"{latent} {size(LATENTS[latent])}", form, *times, *peaks, f"{difference:.0e}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--latent", choices=LATENTS, help=argparse.SUPPRESS)  # these three: see measure
-    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
-    parser.add_argument("--peak", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        print_peak(options.latent, options.form, options.peak)
-    elif options.latent:
-        print_times(options.latent, options.form, options.repetitions)
-    else:
-        print(f"{options.threads} threads, medians of {options.repetitions}, memory in latents\n")
-        for row in table(options.repetitions, options.threads):
-            print(row, flush=True)
+    given = options(__doc__, repetitions=9, latent=LATENTS, form=FORMS, peak=CONTESTANTS)
+    task = print_peak if given.peak else print_times if given.latent else print_table
+    task(given)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ rather than computing takes the time.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import _gimbal
 import torch
+from _speed import print_row, size
 from torch import Tensor
 
 sys.path.insert(0, str(_gimbal.ROOT))
@@ -39,25 +40,20 @@ KERNELS: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-def rows() -> Iterator[str]:
-    yield f"| kernel | latent | {' | '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)} | of a step |"
-    yield f"|---|---|{'---|' * (len(DTYPES) + 1)}"
+def main() -> None:
+    columns = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    print_row("kernel", "latent", *columns, "of a step")
+    print(f"|{'---|' * (len(columns) + 3)}")
     for name, kernel in KERNELS.items():
         for shape in (IMAGE, VIDEO):
-            counts = [operators(partial(kernel, _meta(shape, dtype))) for dtype in DTYPES]
-            yield _row(name, shape, counts)
-    yield _row("Moment matching, a step", IMAGE, [_matching_step(dtype) for dtype in DTYPES])
-
-
-def _row(name: str, shape: tuple[int, ...], counts: list[int]) -> str:
-    share = max(counts) * LAUNCH / STEP
-    return f"| {name} | {'x'.join(map(str, shape))} | {' | '.join(map(str, counts))} | {share:.1%} |"
-
-
-def _matching_step(dtype: torch.dtype) -> int:
+            print_counts(name, shape, [operators(partial(kernel, _meta(shape, dtype))) for dtype in DTYPES])
     matching, x = MomentMatcher([(torch.ones(4), torch.zeros(4))] * 2), _meta(IMAGE, torch.float32)
     matching(0, x)  # sends all maps ahead
-    return operators(lambda: matching(1, x))
+    print_counts("Moment matching, a step", IMAGE, [operators(lambda: matching(1, x))] * len(DTYPES))
+
+
+def print_counts(name: str, shape: tuple[int, ...], counts: list[int]) -> None:
+    print_row(name, size(shape), *counts, f"{max(counts) * LAUNCH / STEP:.1%}")
 
 
 def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -65,4 +61,4 @@ def _meta(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 if __name__ == "__main__":
-    print("\n".join(rows()))
+    main()

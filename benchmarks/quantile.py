@@ -8,19 +8,18 @@ other work on the machine blurs the ratios less than the times.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
-import _gimbal  # noqa: F401  (registers the package)
+import _gimbal  # noqa: F401  makes `gimbal` importable
 import torch
-from _timing import medians
+from _speed import medians, options, print_head, print_row, size
 from torch import Tensor
 
 from gimbal.core.micrograin import micrograin
 from gimbal.core.shapes import expand_like
 
 Q_LOW, Q_HIGH = 0.001, 0.999
-SHAPES = [(1, 16, 21, 90, 160), (1, 4, 640, 640), (1, 4, 128, 128), (1, 16, 128, 128), (4, 4, 128, 128)]
+SHAPES = ((1, 16, 21, 90, 160), (1, 4, 640, 640), (1, 4, 128, 128), (1, 16, 128, 128), (4, 4, 128, 128))
 LARGEST_SORTED = 2**24  # torch.quantile takes no more
 
 
@@ -34,14 +33,12 @@ def topk_clamp(x: Tensor) -> Tensor:
     below, weight = int(rank), rank % 1
     smallest = flat.topk(below + 2, dim=1, largest=False).values
     largest = flat.topk(below + 2, dim=1).values
-    low, high = (torch.lerp(end[:, below], end[:, below + 1], weight) for end in (smallest, largest))
-    return clamp(x, low, high)
+    return clamp(x, *(torch.lerp(end[:, below], end[:, below + 1], weight) for end in (smallest, largest)))
 
 
 def aminmax_clamp(x: Tensor) -> Tensor:
     flat = x.flatten(1)
-    low, high = flat.aminmax() if len(flat) == 1 else flat.aminmax(dim=1)
-    return clamp(x, low, high)
+    return clamp(x, *(flat.aminmax() if len(flat) == 1 else flat.aminmax(dim=1)))
 
 
 def quantile_clamp(x: Tensor) -> Tensor:
@@ -56,38 +53,23 @@ def clamp(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return x.clamp(expand_like(low, x), expand_like(high, x))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repetitions", type=int, default=15)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+CONTESTANTS = {"ours": gimbal_clamp, "topk": topk_clamp, "aminmax": aminmax_clamp, "quantile": quantile_clamp}
 
-    print(
-        f"torch {torch.__version__}, {options.device}, {options.threads} threads, q = {Q_LOW} / {Q_HIGH}, hard clamp\n"
-    )
-    print("| latent | elements | ours, ms | two topk / ours | torch.quantile / ours | ours / aminmax |")
-    print("|---|---|---|---|---|---|")
+
+def main() -> None:
+    given = options(__doc__, repetitions=15)
+    ratios = ("two topk / ours", "torch.quantile / ours", "ours / aminmax")
+    print_head(given, "latent", "elements", "ours, ms", *ratios)
     for shape in SHAPES:
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(options.device)
-        contestants = {"ours": gimbal_clamp, "topk": topk_clamp, "aminmax": aminmax_clamp}
-        if x[0].numel() <= LARGEST_SORTED:
-            contestants["quantile"] = quantile_clamp
-        calls = {name: partial(clamp_by, x) for name, clamp_by in contestants.items()}
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(given.device)
         torch.testing.assert_close(gimbal_clamp(x), topk_clamp(x), rtol=0, atol=1e-6)
-        time_of = medians(calls, options.repetitions, options.device)
-        ours = time_of["ours"]
-        sorting = f"{time_of['quantile'] / ours:.1f}" if "quantile" in time_of else "refused"
-        cells = [
-            "x".join(map(str, shape)),
-            f"{x.numel():,}",
-            f"{ours * 1000:.2f}",
-            f"{time_of['topk'] / ours:.2f}",
-            sorting,
-            f"{ours / time_of['aminmax']:.2f}",
-        ]
-        print("| " + " | ".join(cells) + " |")
+        refused = () if x[0].numel() <= LARGEST_SORTED else ("quantile",)
+        calls = {name: partial(contestant, x) for name, contestant in CONTESTANTS.items() if name not in refused}
+        times = medians(calls, given.repetitions, given.device)
+        ours = times["ours"]
+        sorting = "refused" if refused else f"{times['quantile'] / ours:.1f}"
+        cells = (f"{1e3 * ours:.2f}", f"{times['topk'] / ours:.2f}", sorting, f"{ours / times['aminmax']:.2f}")
+        print_row(size(shape), f"{x.numel():,}", *cells)
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def test_tables_go_to_their_places_and_nothing_else_changes():
     assert once == "# A\n\n<!-- table: b -->\n\n| new |\n\n<!-- end -->\n\nWords\n"
     assert report.updated(once, {"b": "| new |"}) == once
     for tables in ({}, {"b": "", "c": ""}):
-        with pytest.raises(ValueError, match="places and the tables differ: [bc]"):
+        with pytest.raises(ValueError, match=r"places and the tables differ: [bc]"):
             report.updated(document, tables)
     with pytest.raises(ValueError, match="one name twice"):
         report.updated(document + document, {"b": ""})
