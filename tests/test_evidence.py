@@ -275,7 +275,7 @@ def test_guided_sampling_is_the_packs_own(solver):
             return torch.tanh(1.7 * x) * (1.3 - sigma), torch.sin(x) + sigma
 
     rule = samg.PlainGuidance(3.0)
-    start = model.Seed(Network(), 4, seed=0)
+    start = model.GuidedSampler(Network(), 4, seed=0)
     ours = start.sample(6, solver, rule)
 
     def denoise(x, sigma):
@@ -309,31 +309,30 @@ def test_report_is_what_the_stored_numbers_give():
 
 def test_the_short_table_has_a_report_too(tmp_path):
     """From the stored numbers of its rows: each of them is in its table, and no question that they cannot answer."""
-    from evidence import posters, quantization, quantization_report, report
+    from evidence import posters, quantization, quantization_report, report, settings
 
-    cells = {
-        f"quantized-{kind}": [cell for cell in quantization.cells(kind) if cell.quick]
-        for kind in quantization.SETTINGS
-    } | {posters.KIND: [cell for cell in posters.cells(posters.KIND) if cell.quick]}
+    rows = {
+        f"quantized-{kind}": [row for row in quantization.rows(kind) if row.quick] for kind in settings.SETTINGS
+    } | {posters.KIND: [row for row in posters.rows(posters.KIND) if row.quick]}
     for path in (BENCHMARKS / "evidence" / "results").glob("*.json"):
         stored = json.loads(path.read_text(encoding="utf-8"))
         part = path.stem.rpartition("-")[0]
         if part in report.QUANTIZED or part == posters.KIND:
-            names = [cell.name for cell in cells.get(part, ())]
+            names = [row.name for row in rows.get(part, ())]
             stored["runs"] = {name: stored["runs"][name] for name in names}
         if stored["runs"]:
             (tmp_path / path.name).write_text(json.dumps(stored), encoding="utf-8")
     text = report.plain(report.tables(tmp_path), "command")
     assert "theory must win" not in text and "Moment matching, eps" in text
-    for cell in [cell for each in cells.values() for cell in each]:
-        setting = cell.setting
+    for row in [row for each in rows.values() for row in each]:
+        setting = row.setting
         if setting.kind == posters.KIND:
             table_, start = text.partition("## Larger canvases\n")[2], f"{setting.size} | "
         else:
             title = quantization_report.TITLES[setting.kind, setting.solver]
             table_, start = text.partition(f"### {title}")[2].partition("##")[0], ""
-        form = cell.form.name if cell.method != quantization.FULL else "" if start else "all but W8A8"
-        assert f"\n| {start}{form} | {cell.method} | " in table_, cell.name
+        form = row.form.name if row.method != quantization.FULL else "" if start else "all but W8A8"
+        assert f"\n| {start}{form} | {row.method} | " in table_, row.name
 
 
 def test_a_report_wants_two_seeds(tmp_path):
@@ -363,12 +362,12 @@ def test_spread_tells_what_draws_share_from_what_each_adds():
 
     common, ours, theirs = 0.3, torch.tensor([0.1, -0.1, 0.1, -0.1]), torch.tensor([0.1, 0.1, -0.1, -0.1])
 
-    class Trial:
+    class Sampler:
         def maps(self, runs, again):
             own = (ours, theirs)[again] * runs
             return [((common + own).exp(), 2 * own)] * 3
 
-    found = spread.between_draws(Trial(), 2)
+    found = spread.between_draws(Sampler(), 2)
     assert found["scale_common"] == pytest.approx(0.09)
     assert found["scale_own"] == pytest.approx(0.04)
     assert found["shift_common"] == pytest.approx(0.0, abs=1e-9)

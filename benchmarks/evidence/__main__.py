@@ -11,7 +11,6 @@ stopped; what is already there is not made again, so that on a fresh clone --ful
 from __future__ import annotations
 
 import argparse
-import itertools
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from evidence import (
     figures,
     judge,
     model,
+    paired_sampler,
     posters,
     posters_report,
     qsilk,
@@ -35,6 +35,7 @@ from evidence import (
     report,
     runs,
     samg,
+    settings,
     sheets,
     spread,
     subjects,
@@ -44,14 +45,13 @@ from evidence import (
 ROOT = _gimbal.ROOT
 KEPT = ROOT / ".dev" / "evidence"
 GIT = ROOT / "benchmarks" / "evidence" / "results"  # in git
-PARTS = {"samg": samg.cells, "qsilk": qsilk.cells, "real": None, "float32": reference.cells}
-QUANTIZED = dict(
-    zip(report.QUANTIZED, itertools.product(quantization.PARTS.values(), quantization.SETTINGS), strict=True)
-) | {posters.KIND: (posters.cells, posters.KIND)}
-SEEDS, QUICK, FULL = 5, 24, 160
+GUIDED = {"samg": samg.rows, "qsilk": qsilk.rows, "float32": reference.rows}
+QUANTIZED = {  # part -> its rows, and the model's kind
+    **{f"{part}-{kind}": (rows, kind) for part, rows in quantization.PARTS.items() for kind in settings.SETTINGS},
+    posters.KIND: (posters.rows, posters.KIND),
+}
+SEEDS = 5
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
-QUICK_QUANTIZED, FULL_QUANTIZED = 20, 24  # samples of quantized models: more rows, differences within pairs
-POSTERS = 10  # samples of posters, of many letters each: every class once
 
 
 def arguments() -> argparse.Namespace:
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--samples", type=sample_count, help="of every row, instead of the numbers above; nothing goes into git")
     every = ",".join(map(str, range(MORE_SEEDS)))
     add("--seeds", type=seed_list, default=every, help="comma-separated, of those a part has")
-    add("--part", choices=[*PARTS, *QUANTIZED], help="make the runs of this part only")
+    add("--part", choices=report.PARTS, help="make the runs of this part only")
     add("--jobs", type=int, default=2, help="processes, of one thread each")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     add("--share", default="0/1", help=argparse.SUPPRESS)  # a process's share of the runs
@@ -102,7 +102,7 @@ def main() -> int:
         precision = runs.stored_precision(folder) or fastest_precision()
     network = model.Network(options.comfyui, precision)
     with torch.inference_mode():
-        for part, seed in shared_out(options):
+        for part, seed in own_share(options):
             measure(options, network, part, seed, precision, folder)
         if not (options.no_report or options.part):
             write_report(network, folder, options)
@@ -116,9 +116,9 @@ def results_folder(options: argparse.Namespace) -> Path:
     return KEPT / f"results-{'full' if options.full else 'short'}-{options.samples}"
 
 
-def shared_out(options: argparse.Namespace) -> list[tuple[str, int]]:
+def own_share(options: argparse.Namespace) -> list[tuple[str, int]]:
     """Parts and seeds, of those asked for, that this process makes."""
-    parts = [options.part] if options.part else [*PARTS, *QUANTIZED]
+    parts = [options.part] if options.part else report.PARTS
     whole = [(part, seed) for part in parts for seed in range(seeds_of(part, options.full)) if seed in options.seeds]
     job, jobs = map(int, options.share.split("/"))
     return whole[job::jobs]
@@ -130,10 +130,10 @@ def seeds_of(part: str, full: bool) -> int:
         return reference.PRECISION_SEEDS
     if part not in QUANTIZED:
         return SEEDS
-    cells, kind = QUANTIZED[part]
+    rows, kind = QUANTIZED[part]
     if not full:
-        return SEEDS if any(cell.quick for cell in cells(kind)) else 0
-    return MORE_SEEDS if cells is quantization.cells else SEEDS
+        return SEEDS if any(row.quick for row in rows(kind)) else 0
+    return MORE_SEEDS if rows is quantization.rows else SEEDS
 
 
 def in_processes(typed: list[str], jobs: int) -> int:
@@ -160,42 +160,40 @@ def measure(
     options: argparse.Namespace, network: model.Network, part: str, seed: int, precision: str, folder: Path
 ) -> None:
     """What is lacking of one part and seed."""
-    critic, file = judge.load(KEPT), folder / f"{part}-seed{seed}.json"
-    samples = samples_of(part, options)
+    critic, samples, heading = judge.load(KEPT), samples_of(part, options), f"{part}, seed {seed}"
+    rows, kind = QUANTIZED.get(part, (None, "flow"))
+    network_precision = "float32" if part == "float32" else precision
+    about = runs.about(samples, seed, network_precision, subjects.weights(kind))
+    results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     if part in QUANTIZED:
-        cells, kind = QUANTIZED[part]
-        results = runs.Results(file, runs.about(samples, seed, precision, subjects.weights(kind)))
-        models = made_once(kind, options.comfyui, precision)
         critic = posters.CellJudge(critic) if part == posters.KIND else critic
-        bench = quantization.Bench(models, samples, seed, critic)
-        chosen = [cell for cell in cells(kind) if options.full or cell.quick]
-        runs.make(f"{part}, seed {seed}", chosen, results, bench.measures)
+        bench = quantization.Bench(load_models(kind, options.comfyui, precision), samples, seed, critic)
+        chosen = [row for row in rows(kind) if options.full or row.quick]
+        runs.make(heading, chosen, results, bench.measures)
         if options.full:
             spread.measure(part, bench, results)
-        return
-    results = runs.Results(file, runs.about(samples, seed, "float32" if part == "float32" else precision))
-    if part == "real":
+    elif part == "real":
         reference.measure_real(samples, seed, critic, results)
     elif part != "float32" or precision != "float32":
         network = network.in_float32() if part == "float32" else network
-        start = model.Seed(network, samples, seed)
-        runs.make(f"{part}, seed {seed}", PARTS[part](), results, lambda cell: runs.guided(cell, start, critic))
+        start = model.GuidedSampler(network, samples, seed)
+        runs.make(heading, GUIDED[part](), results, lambda row: runs.guided(row, start, critic))
 
 
 def samples_of(part: str, options: argparse.Namespace) -> int:
+    if options.samples:
+        return options.samples
     if part == posters.KIND:
-        usual = POSTERS
-    elif part in QUANTIZED:
-        usual = FULL_QUANTIZED if options.full else QUICK_QUANTIZED
-    else:
-        usual = FULL if options.full else QUICK
-    return options.samples or usual
+        return 10  # each of many letters: every class once
+    if part in QUANTIZED:  # more rows, differences within pairs
+        return 24 if options.full else 20
+    return 160 if options.full else 24
 
 
 @cache
-def made_once(kind: str, comfyui: Path, precision: str) -> quantization.Models:
+def load_models(kind: str, comfyui: Path, precision: str) -> paired_sampler.Models:
     """Every seed's rows share a model and its quantized forms."""
-    return quantization.Models(subjects.load(kind, comfyui, precision))
+    return paired_sampler.Models(subjects.load(kind, comfyui, precision))
 
 
 def write_report(network: model.Network, folder: Path, options: argparse.Namespace) -> None:
@@ -205,7 +203,7 @@ def write_report(network: model.Network, folder: Path, options: argparse.Namespa
         text = report.updated(path.read_text(encoding="utf-8"), tables)
     else:
         path = folder / "RESULTS.md"
-        text = report.plain(tables, " ".join(["python dev.py bench evidence", *sys.argv[1:]]))
+        text = report.plain(tables, f"python dev.py bench evidence, {samples_of('samg', options)} samples")
     path.write_text(text, encoding="utf-8")
     print(f"evidence: {path}", flush=True)
     images = path.parent / "images"
@@ -220,10 +218,10 @@ def draw(network: model.Network, parts: dict[str, table.Part], images: Path, opt
     for guidance in qsilk.SHEETS:
         sheets.guided(network, samples_of("qsilk", options), guidance, images / f"qsilk_guidance_{guidance:g}.png")
     precision = str(network.dtype).removeprefix("torch.")
-    for kind in quantization.SETTINGS:
-        sheets.quantized(made_once(kind, options.comfyui, precision), images / f"quantized_{kind}.png")
+    for kind in settings.SETTINGS:
+        sheets.quantized(load_models(kind, options.comfyui, precision), images / f"quantized_{kind}.png")
     if posters_report.has_largest(parts[posters.KIND]):
-        sheets.larger(made_once(posters.KIND, options.comfyui, precision), images / "posters.png")
+        sheets.larger(load_models(posters.KIND, options.comfyui, precision), images / "posters.png")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import numpy as np
 
 from . import quantization as q
 from . import samg, samg_report
-from .formats import HEAVY, MILD
+from .formats import HEAVY, MILD, NumberFormat
+from .paired_sampler import NOISE
 from .quantization_report import TITLES, Quantized
 from .table import Part
 
@@ -47,28 +48,19 @@ def frontier(part: Part, path: Path) -> None:
     """Frechet distance against accuracy and against margin: lower and further right is better."""
     figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), facecolor=PAPER, layout="constrained", sharey=True)
     labels = {"accuracy": "accuracy, %", "margin": "margin of the class asked for, logits"}
+    style = {"markersize": 5, "linewidth": 1.3, "elinewidth": 0.8, "capsize": 2}
     for axis, (measure, label) in zip(axes, labels.items(), strict=True):
         factor = 100 if measure == "accuracy" else 1
         for variant, (colour, marker, line, title) in RULES.items():
             rows = samg_report.rows_of(part, variant)
-            x, y = ([part.mean(row, key) for row in rows] for key in (measure, "fd_features"))
-            axis.errorbar(
-                [factor * e.mean for e in x],
-                [e.mean for e in y],
-                xerr=[factor * e.error for e in x],
-                yerr=[e.error for e in y],
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                label=title,
-                markersize=5,
-                linewidth=1.3,
-                elinewidth=0.8,
-                capsize=2,
-            )
+            points = [(part.mean(row, measure), part.mean(row, "fd_features")) for row in rows]
+            values = [(factor * x.mean, y.mean, factor * x.error, y.error) for x, y in points]
+            x, y, x_error, y_error = zip(*values, strict=True)
+            kind = {"color": colour, "marker": marker, "linestyle": line, "label": title}
+            axis.errorbar(x, y, xerr=x_error, yerr=y_error, **kind, **style)
         axis.set(xlabel=label, yscale="log")
-        _ground(axis, axis.yaxis, DISTANCES)
-    axes[0].set_xscale("function", functions=(_towards_all, _from_towards_all))
+        _format(axis, axis.yaxis, DISTANCES)
+    axes[0].set_xscale("function", functions=(_stretch, _unstretch))
     axes[0].set_xticks([60, 70, 80, 90, 95, 98, 99, 100])
     axes[0].set_xlim(100 * min(part.mean(row, "accuracy").mean for row in part.names) - 8, 100.3)
     axes[0].set_ylabel("Frechet distance to real pictures (features)")
@@ -81,24 +73,24 @@ def frontier(part: Part, path: Path) -> None:
     )
 
 
-def _towards_all(percent: np.ndarray) -> np.ndarray:
+def _stretch(percent: np.ndarray) -> np.ndarray:
     """Stretches the accuracies near 100 %."""
     return -np.log(np.maximum(101.0 - percent, 1e-3))
 
 
-def _from_towards_all(x: np.ndarray) -> np.ndarray:
+def _unstretch(x: np.ndarray) -> np.ndarray:
     return 101.0 - np.exp(-x)
 
 
 def corrections(found: Quantized, path: Path) -> None:
     """By format: each correction's distance to full precision as a multiple of plain quantization's, with its standard error."""
-    settings, every = found.settings(), (*HEAVY, *MILD, q.NOISE)
-    # The short table lacks rows.
-    there = {
-        (form.name, m): found.changes(found.grid([form]), m, q.PLAIN, "mse") for form in every for m in CORRECTIONS
-    }
-    forms = [form for form in every if any(there[form.name, method] for method in CORRECTIONS)]
-    styles = {m: style for m, style in CORRECTIONS.items() if any(there[form.name, m] for form in forms)}
+    settings = found.settings()
+
+    def measured(form: NumberFormat, method: str) -> bool:  # the short table lacks rows
+        return bool(found.changes(found.grid(form), method, q.PLAIN, "mse"))
+
+    forms = [form for form in (*HEAVY, *MILD, NOISE) if any(measured(form, method) for method in CORRECTIONS)]
+    styles = {m: style for m, style in CORRECTIONS.items() if any(measured(form, m) for form in forms)}
     size = (4.1 * len(settings), 1.6 + 0.63 * max(len(forms), 4))
     figure, axes = plt.subplots(
         2, len(settings), figsize=size, facecolor=PAPER, layout="constrained", sharey=True, sharex="row", squeeze=False
@@ -115,7 +107,7 @@ def corrections(found: Quantized, path: Path) -> None:
             axis.axvline(1.0, color=INK, linewidth=0.8)
             axis.set(xscale="log", xlabel=f"{label} to full precision, quantized = 1", ylim=(-0.6, len(forms) - 0.4))
             axis.set_yticks(range(len(forms)), [form.name for form in reversed(forms)])
-            _ground(axis, axis.xaxis, FACTORS)
+            _format(axis, axis.xaxis, FACTORS)
             if row == 0:
                 axis.set_title(TITLES[setting.kind, setting.solver], fontsize=10)
     handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in styles.values()]
@@ -123,7 +115,7 @@ def corrections(found: Quantized, path: Path) -> None:
     _save(figure, path, "Left of 1: nearer to full precision than the uncorrected quantized model", dpi=100)
 
 
-def _ground(axis: plt.Axes, log: Axis, ticks: Sequence[float]) -> None:
+def _format(axis: plt.Axes, log: Axis, ticks: Sequence[float]) -> None:
     """log: the logarithmic one of its two."""
     axis.set_facecolor(PAPER)
     log.set_major_locator(FixedLocator(ticks))

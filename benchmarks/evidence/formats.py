@@ -15,7 +15,7 @@ Q4_0_BLOCK = 32
 
 
 @dataclass(frozen=True)
-class Format:
+class NumberFormat:
     """name: as in tables. quantize: what makes a quantized copy of a network. exact: fine enough that bfloat16 products
     would blur it, so that it is run, and compared, in float32."""
 
@@ -82,13 +82,13 @@ def _block_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 RANK = 16
 HEAVY = (
-    Format("W3A4", simulated(3, 4)),
-    Format(f"W3A4, rank {RANK}", simulated(3, 4, RANK)),
-    Format("W4A4", simulated(4, 4)),
+    NumberFormat("W3A4", simulated(3, 4)),
+    NumberFormat(f"W3A4, rank {RANK}", simulated(3, 4, RANK)),
+    NumberFormat("W4A4", simulated(4, 4)),
 )
 MILD = (
-    Format("W4A8", simulated(4, 8)),
-    Format("W8A8", simulated(8, 8), exact=True),
-    Format("GGUF Q4_0", as_q4_0),
-    Format("fp8 e4m3", as_fp8),
+    NumberFormat("W4A8", simulated(4, 8)),
+    NumberFormat("W8A8", simulated(8, 8), exact=True),
+    NumberFormat("GGUF Q4_0", as_q4_0),
+    NumberFormat("fp8 e4m3", as_fp8),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from itertools import pairwise
@@ -45,16 +46,26 @@ class Network:
         self, x: Tensor, sigma: float, labels: Tensor, reader: AttentionReader | None = None
     ) -> tuple[Tensor, Tensor]:
         """cond, uncond (N, 16, h, w), float32. reader: looks at the attention meanwhile."""
-        context, pooled = conditioning.codes(torch.cat([labels, torch.full_like(labels, -1)]))
-        level = torch.full((2 * len(x),), sigma * 1000)
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            call = _Call(self.network) if reader is None else partial(reader.call, _Call(self.network))
-            both = call(torch.cat([x, x]), level, None, context, None, {"cond_or_uncond": [0, 1]}, y=pooled)
-        cond, uncond = both.float().chunk(2)
-        return cond, uncond
+        call = _Wrapped(self.network) if reader is None else partial(reader.call, _Wrapped(self.network))
+
+        def network(x: Tensor, level: Tensor, context: Tensor, y: Tensor) -> Tensor:
+            return call(x, level, None, context, None, {"cond_or_uncond": [0, 1]}, y=y)
+
+        return cond_and_uncond(network, x, torch.full((2 * len(x),), sigma * 1000), labels, self.dtype)
 
 
-class _Call:
+def cond_and_uncond(
+    network: Callable[..., Tensor], x: Tensor, level: Tensor, labels: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The network's output for x (N, C, h, w) with and without its classes, float32. level: (2N,), the timesteps."""
+    context, pooled = conditioning.codes(torch.cat([labels, torch.full_like(labels, -1)]))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        both = network(torch.cat([x, x]), level, context=context, y=pooled)
+    cond, uncond = both.float().chunk(2)
+    return cond, uncond
+
+
+class _Wrapped:
     """The network as ComfyUI calls it, whose wrapper the reader was written for."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -66,7 +77,7 @@ class _Call:
         return self.class_obj.diffusion_model(x, level, context=context, y=y, transformer_options=options)
 
 
-class Rule(Protocol):
+class GuidanceMethod(Protocol):
     """One method in one run. `reader` is for a rule that goes by the attention."""
 
     reader: AttentionReader | None
@@ -84,7 +95,7 @@ class Rule(Protocol):
         """What the rule itself has to report, after the run."""
 
 
-class Seed:
+class GuidedSampler:
     """A seed's starting noise and labels, the same for every method, and the first prediction, which none changes.
 
     Its loop equals gimbal.core.solvers.run but for rounding, which bfloat16 products magnify: it stays as it was when
@@ -100,7 +111,7 @@ class Seed:
         self._batches = list(zip(x.split(BATCH), self.labels.split(BATCH), strict=True))
         self._first: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def sample(self, steps: int, solver: str, rule: Rule, batches: int | None = None) -> Tensor:
+    def sample(self, steps: int, solver: str, rule: GuidanceMethod, batches: int | None = None) -> Tensor:
         """Latents (count, 16, h, w), or those of the first batches alone."""
         samples = []
         for index, (x, labels) in enumerate(self._batches[:batches]):
@@ -108,7 +119,7 @@ class Seed:
             samples.append(self._run(x, labels, index, steps, solver, rule))
         return torch.cat(samples)
 
-    def _run(self, x: Tensor, labels: Tensor, index: int, steps: int, solver: str, rule: Rule) -> Tensor:
+    def _run(self, x: Tensor, labels: Tensor, index: int, steps: int, solver: str, rule: GuidanceMethod) -> Tensor:
         older = None  # the last step's denoised and noise level
         for sigma, following in pairwise(recognise.schedule(steps)):
             cond, uncond = self._velocities(x, sigma, labels, index, rule)
@@ -118,7 +129,9 @@ class Seed:
             older = denoised, sigma
         return x
 
-    def _velocities(self, x: Tensor, sigma: float, labels: Tensor, index: int, rule: Rule) -> tuple[Tensor, Tensor]:
+    def _velocities(
+        self, x: Tensor, sigma: float, labels: Tensor, index: int, rule: GuidanceMethod
+    ) -> tuple[Tensor, Tensor]:
         if sigma < 1.0 or rule.reader is not None:
             return self.network.velocities(x, sigma, labels, rule.reader)
         if index not in self._first:

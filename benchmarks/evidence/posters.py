@@ -6,16 +6,17 @@ positions, with one run in a calibration or several, and whether maps of one siz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from . import quantization as q
-from .formats import HEAVY, MILD, Format
+from .formats import HEAVY, MILD, NumberFormat
 from .judge import Judge
 from .metrics import Gaussian
 from .model import posters
-from .quantization import Bench, Cell, Setting, Trial
+from .quantization import QuantizedRow
+from .settings import Setting
 from .subjects import SIDE
 
 KIND = "posters"
@@ -23,7 +24,6 @@ LARGE, SMALL, WIDE = (4 * SIDE, 4 * SIDE), (2 * SIDE, 2 * SIDE), (2 * SIDE, 4 * 
 SETTINGS = {canvas: Setting(KIND, "euler", scheduler="simple", canvas=canvas) for canvas in (SMALL, LARGE, WIDE)}
 FORMATS = (HEAVY[2], HEAVY[0], MILD[2])
 FORM = FORMATS[0]  # of what is told of draws and of other sizes
-HOME = q.SETTINGS["flow"][0]  # of the small model
 OTHER_SIZES = {SMALL: (LARGE,), LARGE: (SMALL,), WIDE: (SMALL, LARGE)}
 
 
@@ -41,18 +41,18 @@ class CellJudge:
         return self.judge.gaussians(posters.cells(latents, SIDE))
 
 
-def cells(kind: str) -> Iterator[Cell]:
-    for canvas, form, method in rows():
+def rows(kind: str) -> Iterator[QuantizedRow]:
+    for canvas, form, method in main_rows():
         quick = canvas == SMALL and form is FORM and method in (q.FULL, q.PLAIN, q.MOMENTS)
-        yield Cell(SETTINGS[canvas], form, method, q.METHODS[method], quick)
+        yield QuantizedRow(SETTINGS[canvas], form, method, q.METHODS[method], quick)
     for method in (q.FULL, q.PLAIN, q.MOMENTS):
-        yield Cell(SETTINGS[WIDE], FORM, method, q.METHODS[method])
+        yield QuantizedRow(SETTINGS[WIDE], FORM, method, q.METHODS[method])
     for canvas, others in OTHER_SIZES.items():
         for other in others:
-            yield Cell(SETTINGS[canvas], FORM, of_size(other), _of_size(SETTINGS[other]))
+            yield QuantizedRow(SETTINGS[canvas], FORM, of_size(other), q.with_maps_of(SETTINGS[other]))
 
 
-def rows() -> Iterator[tuple[tuple[int, int], Format, str]]:
+def main_rows() -> Iterator[tuple[tuple[int, int], NumberFormat, str]]:
     """Of the main table. Bands take long on the largest canvas, and have one format there."""
     for canvas in (SMALL, LARGE):
         for form in FORMATS:
@@ -64,7 +64,3 @@ def rows() -> Iterator[tuple[tuple[int, int], Format, str]]:
 
 def of_size(canvas: tuple[int, int]) -> str:
     return f"maps of {canvas[0]} x {canvas[1]}"
-
-
-def _of_size(source: Setting) -> Callable[[Bench, Trial], Tensor]:
-    return lambda bench, trial: trial.sample(maps=bench.trial(source, trial.form).maps())

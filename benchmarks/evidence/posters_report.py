@@ -8,8 +8,9 @@ from functools import partial
 from . import posters as p
 from . import quantization as q
 from . import spread
-from .quantization import Cell, Setting
+from .quantization import QuantizedRow
 from .quantization_report import NEAR, finding, measured
+from .settings import Setting
 from .table import Part, number, plus_minus, tabulate, times
 
 Draw = tuple[Part, Setting, int]  # a part's setting and the runs of a calibration
@@ -17,22 +18,20 @@ Draw = tuple[Part, Setting, int]  # a part's setting and the runs of a calibrati
 
 def tables(parts: Mapping[str, Part]) -> dict[str, str]:
     part = parts[p.KIND]
-    latent, method = ("latent", lambda cell: cell.setting.size), ("method", lambda cell: cell.method)
-    form = ("format", lambda cell: "" if cell.method == q.FULL else cell.form.name)
-    main = [Cell(p.SETTINGS[canvas], form, method, q.METHODS[method]) for canvas, form, method in p.rows()]
-    moved = [cell for cell in p.cells(p.KIND) if cell.method in map(p.of_size, p.SETTINGS)]
-    moved = [cell for cell in moved if all(name in part for name in (cell.name, _other(cell, q.PLAIN), _own(cell)))]
+    latent, method = ("latent", lambda row: row.setting.size), ("method", lambda row: row.method)
+    form = ("format", lambda row: "" if row.method == q.FULL else row.form.name)
+    main = [
+        QuantizedRow(p.SETTINGS[canvas], form, method, q.METHODS[method]) for canvas, form, method in p.main_rows()
+    ]
+    transfers = [row for row in p.rows(p.KIND) if row.method in map(p.of_size, p.SETTINGS) and row.name in part]
     columns = []
     for measure, label in NEAR.items():
         columns.append((f"{label}, to none", partial(_against, part, q.PLAIN, measure)))
         columns.append(("to own", partial(_against, part, q.MOMENTS, measure)))
+    columns.append(("MSE kept, %", partial(_kept, part)))
     return {
-        "Larger canvases": tabulate(
-            [cell for cell in main if cell.name in part], latent, form, method, *measured(part)
-        ),
-        "Larger canvases, transfers": tabulate(
-            moved, latent, ("maps", method[1]), *columns, ("MSE kept, %", partial(_kept, part))
-        ),
+        "Larger canvases": tabulate([row for row in main if row.name in part], latent, form, method, *measured(part)),
+        "Larger canvases, transfers": tabulate(transfers, latent, ("maps", method[1]), *columns),
         "Spread of maps": _spread(parts),
     }
 
@@ -46,28 +45,21 @@ def findings(part: Part) -> Iterator[tuple[str, str, str]]:
     for canvas in (p.SMALL, p.LARGE):
         setting = p.SETTINGS[canvas]
         for method in (q.DRIFT, q.MOMENTS, q.BANDS):
-            pairs = {f.name: (q.name(setting, f, method), q.name(setting, f, q.PLAIN)) for f in p.FORMATS}
-            pairs = {form: pair for form, pair in pairs.items() if all(name in part for name in pair)}
-            if pairs:
-                changes = {m: [part.log_change(*pair, m) for pair in pairs.values()] for m in NEAR}
-                yield finding(f"Latents of {setting.size}, {method}: {', '.join(pairs)}", changes)
+            forms = [form for form in p.FORMATS if q.name(setting, form, method) in part]
+            pairs = [[q.name(setting, form, each) for each in (method, q.PLAIN)] for form in forms]
+            if forms:
+                changes = {m: [part.log_change(*pair, m) for pair in pairs] for m in NEAR}
+                names = ", ".join(form.name for form in forms)
+                yield finding(f"Latents of {setting.size}, {method}: {names}", changes)
 
 
-def _other(cell: Cell, method: str) -> str:
-    return q.name(cell.setting, cell.form, method)
+def _against(part: Part, base: str, measure: str, row: QuantizedRow) -> str:
+    return times(part.log_change(row.name, q.name(row.setting, row.form, base), measure))
 
 
-def _own(cell: Cell) -> str:
-    return _other(cell, q.MOMENTS)
-
-
-def _against(part: Part, base: str, measure: str, cell: Cell) -> str:
-    return times(part.log_change(cell.name, _other(cell, base), measure))
-
-
-def _kept(part: Part, cell: Cell) -> str:
-    row, own, plain = (part.mean(name, "mse").mean for name in (cell.name, _own(cell), _other(cell, q.PLAIN)))
-    return number(100 * (plain - row) / (plain - own))
+def _kept(part: Part, row: QuantizedRow) -> str:
+    own, plain = (part.mean(q.name(row.setting, row.form, each), "mse").mean for each in (q.MOMENTS, q.PLAIN))
+    return number(100 * (plain - part.mean(row.name, "mse").mean) / (plain - own))
 
 
 def _spread(parts: Mapping[str, Part]) -> str:

@@ -12,7 +12,7 @@ from gimbal.core.aqclip import AQClipState, aqclip
 from gimbal.core.confidence import tile_confidence
 from gimbal.core.micrograin import micrograin
 
-from .runs import Cell
+from .runs import GuidedRow
 from .samg import PlainGuidance
 
 # A latent here has 16 x 16 positions: tiles in the proportion that 32 has to a picture of 64 x 64 positions.
@@ -108,12 +108,14 @@ def name(method: str, guidance: float, steps: int, solver: str) -> str:
     return f"{method}, {guidance:g}, {steps} {solver}"
 
 
-def cells() -> Iterator[Cell]:
+def rows() -> Iterator[GuidedRow]:
     for guidance in CURVE:
         rule = partial(PlainGuidance, guidance)
-        yield Cell(name(PLAIN, guidance, SHEET_STEPS, "euler"), SHEET_STEPS, "euler", lambda seed, rule=rule: rule())
+        yield GuidedRow(
+            name(PLAIN, guidance, SHEET_STEPS, "euler"), SHEET_STEPS, "euler", lambda seed, rule=rule: rule()
+        )
     for guidance, steps, solver in SETTINGS:
         for method, make in methods().items():
             if method not in SPARING or (steps, solver) == (SHEET_STEPS, "euler"):
                 rule = partial(make, guidance)
-                yield Cell(name(method, guidance, steps, solver), steps, solver, lambda seed, rule=rule: rule())
+                yield GuidedRow(name(method, guidance, steps, solver), steps, solver, lambda seed, rule=rule: rule())

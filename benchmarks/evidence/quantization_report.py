@@ -8,9 +8,11 @@ from functools import partial
 from itertools import chain
 
 from . import quantization as q
-from .formats import HEAVY, MILD, Format
+from .formats import HEAVY, MILD, NumberFormat
 from .metrics import Estimate
-from .quantization import Cell, Setting
+from .paired_sampler import NOISE, RUNS
+from .quantization import QuantizedRow
+from .settings import SETTINGS, Setting
 from .table import SPACES, Column, Part, mean, means, tabulate, tally, times
 from .verdicts import QUESTION, verdict, votes
 
@@ -21,7 +23,7 @@ TITLES = {
     ("eps", "dpmpp_2m"): "eps model, DPM-Solver++(2M)",
     ("flow", "euler"): "Flow model, Euler",
 }
-Cells = Iterable[tuple[Setting, Format]]
+Cells = Iterable[tuple[Setting, NumberFormat]]
 
 
 class Quantized:
@@ -34,14 +36,14 @@ class Quantized:
         return self.parts[f"quantized-{setting.kind}"]
 
     def settings(self) -> list[Setting]:
-        return [s for kind in ("eps", "flow") for s in q.SETTINGS[kind] if f"quantized-{kind}" in self.parts]
+        return [s for kind in ("eps", "flow") for s in SETTINGS[kind] if f"quantized-{kind}" in self.parts]
 
     def changes(self, cells: Cells, method: str, base: str, measure: str) -> list[Estimate]:
         """Of the logarithm of the distance, where both rows are there."""
         pairs = [(self.main(s), [q.name(s, form, each) for each in (method, base)]) for s, form in cells]
         return [part.log_change(*names, measure) for part, names in pairs if all(name in part for name in names)]
 
-    def grid(self, forms: Sequence[Format], settings: Sequence[Setting] | None = None) -> list[tuple[Setting, Format]]:
+    def grid(self, *forms: NumberFormat, settings: Sequence[Setting] | None = None) -> list:
         return [(setting, form) for setting in settings or self.settings() for form in forms]
 
 
@@ -49,60 +51,61 @@ def tables(found: Quantized) -> dict[str, str]:
     by_setting, by_kind = [], []
     for setting in found.settings():
         by_setting += [f"### {TITLES[setting.kind, setting.solver]}", _table(found.main(setting), setting)]
-    for kind in q.SETTINGS:
+    for kind in SETTINGS:
         if part := found.parts.get(f"transfer-{kind}"):
             by_kind += [f"**{kind} model**", _transfer_table(part, kind)]
     errors = [(TITLES[s.kind, s.solver], partial(_error, found, s)) for s in found.settings()]
     forms = [form for form in (*HEAVY, *MILD) if all(_error(found, s, form) for s in found.settings())]
     return {
-        "Quantized models, all comparisons": _overall(found),
+        "Quantized models, all comparisons": _all_comparisons(found),
         "Quantized models, errors": tabulate(forms if errors else [], ("format", lambda form: form.name), *errors),
         "Quantized models, by setting": "\n\n".join(by_setting),
         "Quantized models, transfers": "\n\n".join(by_kind),
     }
 
 
-def _error(found: Quantized, setting: Setting, form: Format) -> str:
+def _error(found: Quantized, setting: Setting, form: NumberFormat) -> str:
     part, row = found.main(setting), q.name(setting, form, q.PLAIN)
     return f"{mean(part, row, 'error')} %" if row in part else ""
 
 
 def _table(part: Part, setting: Setting) -> str:
-    def form_of(cell: Cell) -> str:
-        return "all but W8A8" if cell.method == q.FULL and not cell.form.exact else cell.form.name
+    def form_of(row: QuantizedRow) -> str:
+        return "all but W8A8" if row.method == q.FULL and not row.form.exact else row.form.name
 
-    rows = [cell for cell in q.cells(setting.kind) if cell.setting == setting and cell.name in part]
-    return tabulate(rows, ("format", form_of), ("method", lambda cell: cell.method), *measured(part))
+    rows = [row for row in q.rows(setting.kind) if row.setting == setting and row.name in part]
+    return tabulate(rows, ("format", form_of), ("method", lambda row: row.method), *measured(part))
 
 
 def _transfer_table(part: Part, kind: str) -> str:
-    def used_at(cell: Cell) -> str:
-        there = f"{cell.setting.steps} steps, guidance {cell.setting.cfg:g}, {cell.setting.scheduler}"
-        return there if cell.setting.classes == "all" else f"{there}, last five classes"
+    def used_at(row: QuantizedRow) -> str:
+        setting = f"{row.setting.steps} steps, guidance {row.setting.cfg:g}, {row.setting.scheduler}"
+        return setting if row.setting.classes == "all" else f"{setting}, last five classes"
 
-    rows = [cell for cell in q.transfers(kind) if cell.name in part]
-    return tabulate(rows, ("used at", used_at), ("method", lambda cell: cell.method), *measured(part))
+    rows = [row for row in q.transfers(kind) if row.name in part]
+    return tabulate(rows, ("used at", used_at), ("method", lambda row: row.method), *measured(part))
 
 
 def measured(part: Part) -> list[Column]:
-    """Columns of rows that are cells: distances to full precision, each with its change against plain quantization."""
+    """Distances to full precision, each with its change against plain quantization, and to real pictures."""
 
-    def change(cell: Cell, measure: str) -> str:
-        plain = q.name(cell.setting, cell.form, q.PLAIN)
-        return "" if cell.method in (q.FULL, q.PLAIN) else times(part.log_change(cell.name, plain, measure))
+    def change(row: QuantizedRow, measure: str) -> str:
+        plain = q.name(row.setting, row.form, q.PLAIN)
+        return "" if row.method in (q.FULL, q.PLAIN) else times(part.log_change(row.name, plain, measure))
 
     columns = []
     for measure, label in NEAR.items():
-        columns.append((f"{label} to full precision", lambda cell, m=measure: mean(part, cell.name, m)))
+        columns.append((f"{label} to full precision", lambda row, m=measure: mean(part, row.name, m)))
         columns.append(("change", partial(change, measure=measure)))
-    real = means(part, "accuracy", *SPACES, "spread")
-    titled = [(f"{title} to real" if title in SPACES.values() else title, text) for title, text in real]
-    return columns + [(title, lambda cell, text=text: text(cell.name)) for title, text in titled]
+    for title, text in means(part, "accuracy", *SPACES, "spread"):
+        title = f"{title} to real" if title in SPACES.values() else title
+        columns.append((title, lambda row, text=text: text(row.name)))
+    return columns
 
 
-def _overall(found: Quantized) -> str:
+def _all_comparisons(found: Quantized) -> str:
     """How often each correction is better and worse than none, over models, samplers, real formats and measures."""
-    cells = found.grid((*HEAVY, *MILD))
+    cells = found.grid(*HEAVY, *MILD)
     words = {
         method: [value.word for measure in NEAR for value in found.changes(cells, method, q.PLAIN, measure)]
         for method in (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH)
@@ -114,48 +117,49 @@ def _overall(found: Quantized) -> str:
 
 def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
     """A question, what is found, a verdict."""
-    everywhere, heavy, mild = found.settings(), found.grid(HEAVY), found.grid(MILD)
-    ablated, one_run, noise = (found.grid([form]) for form in (q.ABLATED, q.TRANSFERRED, q.NOISE))
-    low = found.grid([HEAVY[1]])
-    plain = [cell for cell in heavy if cell not in low]
-    dpm, flow = [s for s in everywhere if s.solver == "dpmpp_2m"], [s for s in everywhere if s.kind == "flow"]
-    kinds = {kind: [cell for cell in plain if cell[0].kind == kind] for kind in ("eps", "flow")}
-    simple, branch, w3a4 = "simple rounding to W3A4 and W4A4", "W3A4 with a low-rank branch", q.ABLATED.name
+    low_rank = HEAVY[1]
+    simple = [form for form in HEAVY if form is not low_rank]
+    heavy, mild, noise = found.grid(*HEAVY), found.grid(*MILD), found.grid(NOISE)
+    ablated, one_run = found.grid(q.ABLATED), found.grid(q.TRANSFERRED)
+    dpm = [cell for cell in heavy if cell[0].solver == "dpmpp_2m"]
+    flow = [cell for cell in heavy if cell[0].kind == "flow"]
+    w3a4 = q.ABLATED.name
 
     def against_plain(name: str, method: str) -> Iterator[tuple[str, Cells, str, str]]:
-        for kind, cells in kinds.items():
-            yield f"{name}, {kind}, {simple}", cells, method, q.PLAIN
-        yield f"{name}, {branch}", low, method, q.PLAIN
+        for kind in ("eps", "flow"):
+            cells = [cell for cell in found.grid(*simple) if cell[0].kind == kind]
+            yield f"{name}, {kind}, simple rounding to W3A4 and W4A4", cells, method, q.PLAIN
+        yield f"{name}, W3A4 with a low-rank branch", found.grid(low_rank), method, q.PLAIN
 
     rows = [
         *against_plain("Q-Drift", q.DRIFT),
         ("Q-Drift, mild formats", mild, q.DRIFT, q.PLAIN),
         ("Q-Drift, white noise, where the theory must win", noise, q.DRIFT, q.PLAIN),
         ("The same, rule `paper` on flow and DPM-Solver++(2M)", noise, q.PAPER, q.PLAIN),
-        ("DPM-Solver++(2M): rule `paper` (Eq. 37) against `accumulated`", found.grid(HEAVY, dpm), q.PAPER, q.DRIFT),
-        ("Flow: rule `paper` (Eq. 27, scales the velocity) against `marginal`", found.grid(HEAVY, flow), q.PAPER, q.DRIFT),
+        ("DPM-Solver++(2M): rule `paper` (Eq. 37) against `accumulated`", dpm, q.PAPER, q.DRIFT),
+        ("Flow: rule `paper` (Eq. 27, scales the velocity) against `marginal`", flow, q.PAPER, q.DRIFT),
         (f"Q-Drift per channel against scalar, {w3a4}", ablated, q.DRIFT, q.SCALAR),
-        (f"Q-Drift from {q.RUNS} runs against {q.MANY}, {w3a4}", ablated, q.DRIFT, q.MANY_DRIFT),
+        (f"Q-Drift from {RUNS} runs against {q.MANY}, {w3a4}", ablated, q.DRIFT, q.MANY_DRIFT),
         (f"Bias correction, {w3a4}", ablated, q.BIAS, q.PLAIN),
         (f"Bias correction, stochastic, {w3a4}", ablated, q.STOCHASTIC, q.PLAIN),
         *against_plain("Gain inversion", q.GAIN),
         *against_plain("Moment matching", q.MOMENTS),
         ("Moment matching, mild formats", mild, q.MOMENTS, q.PLAIN),
-        (f"Moment matching from {q.RUNS} runs against {q.MANY}, {w3a4}", ablated, q.MOMENTS, q.MANY_MOMENTS),
-        (f"Moment matching from one run against {q.RUNS}, {q.TRANSFERRED.name}", one_run, q.ONE_MOMENTS, q.MOMENTS),
+        (f"Moment matching from {RUNS} runs against {q.MANY}, {w3a4}", ablated, q.MOMENTS, q.MANY_MOMENTS),
+        (f"Moment matching from one run against {RUNS}, {q.TRANSFERRED.name}", one_run, q.ONE_MOMENTS, q.MOMENTS),
         ("Both against moment matching alone", heavy, q.BOTH, q.MOMENTS),
-    ]  # fmt: skip
-    for what, cells, method, base in rows:
+    ]
+    for question, cells, method, base in rows:
         changes = {measure: found.changes(cells, method, base, measure) for measure in NEAR}
         if all(changes.values()):  # the short table lacks some
-            yield finding(what, changes)
+            yield finding(question, changes)
     yield from _transfers(found)
 
 
-def finding(what: str, changes: dict[str, list[Estimate]]) -> tuple[str, str, str]:
+def finding(question: str, changes: dict[str, list[Estimate]]) -> tuple[str, str, str]:
     """changes: by measure of NEAR, of the logarithm of the distance."""
     texts = [f"{label} {_range(changes[m])} ({tally(changes[m])})" for m, label in NEAR.items()]
-    return what, "; ".join(texts), verdict(votes(chain(*changes.values())), QUESTION)
+    return question, "; ".join(texts), verdict(votes(chain(*changes.values())), QUESTION)
 
 
 def _range(changes: list[Estimate]) -> str:
@@ -172,18 +176,16 @@ TRANSFERS = {
 
 
 def _transfers(found: Quantized) -> Iterator[tuple[str, str, str]]:
-    for what, (method, against) in TRANSFERS.items():
+    for question, (method, base) in TRANSFERS.items():
         texts, values = [], []
         for kind in ("eps", "flow"):
             part = found.parts.get(f"transfer-{kind}", ())
-            for cell in q.transfers(kind):
-                base = q.name(cell.setting, cell.form, against)
-                if cell.method != method or cell.name not in part or base not in part:
-                    continue
-                changes = [part.log_change(cell.name, base, measure) for measure in NEAR]
+            rows = [row for row in q.transfers(kind) if row.method == method and row.name in part]
+            for row in rows:
+                changes = [part.log_change(row.name, q.name(row.setting, row.form, base), m) for m in NEAR]
                 values += changes
-                shown = ", ".join(f"{math.exp(value.mean):.2g} {value.word}" for value in changes)
-                texts.append(f"{kind}, {cell.setting.steps} steps, {cell.setting.scheduler}: x {shown}")
+                factors = ", ".join(f"{math.exp(value.mean):.2g} {value.word}" for value in changes)
+                texts.append(f"{kind}, {row.setting.steps} steps, {row.setting.scheduler}: x {factors}")
         if values:
-            what = f"Moment matching: {what} (features, pixels, MSE)"
-            yield what, "; ".join(texts), verdict(votes(values), QUESTION)
+            question = f"Moment matching: {question} (features, pixels, MSE)"
+            yield question, "; ".join(texts), verdict(votes(values), QUESTION)

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from . import qsilk, samg
 from .judge import Judge
 from .model import decode_unclipped, latent, letters
-from .runs import Cell, Results
+from .runs import GuidedRow, Results
 
 FIRST_SEED = 7000  # of real pictures: used nowhere else
 UNTOUCHED = "untouched"
 # Runs that are made again in float32 where the others are not, and the part they come from.
 CHECKED = {
-    "CFG, 4": samg.cells,
-    "quantile, 2": samg.cells,
-    "plain, 9, 8 euler": qsilk.cells,
-    "AQClip gentle, 9, 8 euler": qsilk.cells,
+    "CFG, 4": samg.rows,
+    "quantile, 2": samg.rows,
+    "plain, 9, 8 euler": qsilk.rows,
+    "AQClip gentle, 9, 8 euler": qsilk.rows,
 }
 PRECISION_SEEDS = 2
 SAME_AT_ONCE = (qsilk.PLAIN, "AQClip gentle, no average")  # nothing; and the same as its like with nothing to average
@@ -40,6 +40,6 @@ def measure_real(samples: int, seed: int, judge: Judge, results: Results) -> Non
         results.add(name, judge.measures(limited, labels) | extra)
 
 
-def cells() -> Iterator[Cell]:
+def rows() -> Iterator[GuidedRow]:
     for name, source in CHECKED.items():
-        yield next(cell for cell in source() if cell.name == name)
+        yield next(row for row in source() if row.name == name)

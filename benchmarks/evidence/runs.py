@@ -23,13 +23,13 @@ Row = TypeVar("Row")  # whatever has a name
 
 
 @dataclass(frozen=True)
-class Cell:
+class GuidedRow:
     """One row of a table: a method in one setting. rule(seed) makes the method anew for a run."""
 
     name: str
     steps: int
     solver: str
-    rule: Callable[[int], model.Rule]
+    rule: Callable[[int], model.GuidanceMethod]
 
 
 class Results:
@@ -76,21 +76,21 @@ def load(folder: Path, part: str) -> list[dict]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
-def make(heading: str, cells: Iterable[Row], results: Results, measured: Callable[[Row], dict[str, float]]) -> None:
+def make(heading: str, rows: Iterable[Row], results: Results, measured: Callable[[Row], dict[str, float]]) -> None:
     """The rows that are lacking. heading: of what is printed of each."""
-    for cell in cells:
-        if results.lacks(cell.name):
+    for row in rows:
+        if results.lacks(row.name):
             began = time.process_time()
-            measures = measured(cell)
+            measures = measured(row)
             seconds = time.process_time() - began
-            results.add(cell.name, measures | {"seconds": seconds})
-            print(f"{heading}: {cell.name} ({seconds:.0f} s)", flush=True)
+            results.add(row.name, measures | {"seconds": seconds})
+            print(f"{heading}: {row.name} ({seconds:.0f} s)", flush=True)
 
 
-def guided(cell: Cell, start: model.Seed, judge: Judge) -> dict[str, float]:
+def guided(row: GuidedRow, start: model.GuidedSampler, judge: Judge) -> dict[str, float]:
     """Measures of the row's samples."""
-    rule = cell.rule(start.seed)
-    latents = start.sample(cell.steps, cell.solver, rule)
+    rule = row.rule(start.seed)
+    latents = start.sample(row.steps, row.solver, rule)
     return judge.measures(latents, start.labels) | rule.measures()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gimbal.core.samg import scale_map
 
-from .runs import Cell
+from .runs import GuidedRow
 
 STEPS = 10
 LOW_SHARE, HIGH_SHARE = 2 / 3, 1.6  # the node's defaults
@@ -90,10 +90,10 @@ def name(variant: str, scale: float) -> str:
     return f"{variant}, {scale:g}"
 
 
-def cells() -> Iterator[Cell]:
+def rows() -> Iterator[GuidedRow]:
     for scale in CFG:
-        yield Cell(name("CFG", scale), STEPS, "euler", lambda seed, scale=scale: PlainGuidance(scale))
+        yield GuidedRow(name("CFG", scale), STEPS, "euler", lambda seed, scale=scale: PlainGuidance(scale))
     spatial = [(variant, scale) for variant, scales in SAMG.items() for scale in scales]
     for variant, scale in spatial + [(control, scale) for scale in CONTROLLED for control in CONTROLS]:
         rule = partial(SpatialGuidance, scale, variant)
-        yield Cell(name(variant, scale), STEPS, "euler", rule)
+        yield GuidedRow(name(variant, scale), STEPS, "euler", rule)

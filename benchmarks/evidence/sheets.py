@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from . import posters, qsilk
 from . import quantization as q
-from .formats import HEAVY, Format
-from .model import Network, Seed, decode_unclipped
+from .formats import HEAVY, NumberFormat
+from .model import GuidedSampler, Network, decode_unclipped
+from .paired_sampler import Models, PairedSampler
 from .quantization_report import TITLES
+from .settings import SETTINGS, Setting
 
 from gimbal_demo.sheet import contact_sheet  # isort: skip  (on the path once the model's module is imported)
 
@@ -23,7 +25,7 @@ COLOURS = 256  # of a sheet's palette
 
 def guided(network: Network, samples: int, guidance: float, path: Path) -> None:
     """Plain and limited, at SHEET_STEPS. samples: of a seed, as its noise depends on the number."""
-    start = Seed(network, samples, 0)
+    start = GuidedSampler(network, samples, 0)
     bands = {
         " | ".join(name.split(", ")): start.sample(qsilk.SHEET_STEPS, "euler", rule(guidance), batches=1)[:COLUMNS]
         for name, rule in qsilk.methods().items()
@@ -34,31 +36,33 @@ def guided(network: Network, samples: int, guidance: float, path: Path) -> None:
     _save(bands, title, COLUMNS, path)
 
 
-def quantized(models: q.Models, path: Path) -> None:
+def quantized(models: Models, path: Path) -> None:
     """Full precision, quantized, corrected; Euler."""
-    setting, form = q.SETTINGS[models.full.kind][0], HEAVY[0]
+    setting, form = SETTINGS[models.full.kind][0], HEAVY[0]
     title = f"{TITLES[setting.kind, setting.solver]}: the first {COLUMNS} samples of seed 0 in every row"
-    shown = {form.name: q.PLAIN} | _labelled(form, q.DRIFT, q.MOMENTS, q.MANY_MOMENTS)
-    _save(_corrected(q.Trial(models, setting, form, COLUMNS, 0), shown), title, COLUMNS, path)
+    methods = {form.name: q.PLAIN} | _labelled(form, q.DRIFT, q.MOMENTS, q.MANY_MOMENTS)
+    _save(_bands(models, setting, form, COLUMNS, methods), title, COLUMNS, path)
 
 
-def larger(models: q.Models, path: Path) -> None:
+def larger(models: Models, path: Path) -> None:
     """The same of posters, at half their size."""
     setting, columns = posters.SETTINGS[posters.LARGE], COLUMNS // 2
     title = f"Poster model, latents of {setting.size}: the first {columns} posters of seed 0 in every row"
-    shown = _labelled(posters.FORM, q.PLAIN, q.MOMENTS, q.BANDS)
-    trial = q.Trial(models, setting, posters.FORM, columns, 0)
-    _save(_corrected(trial, shown), title, columns, path, shrink=2)
+    methods = _labelled(posters.FORM, q.PLAIN, q.MOMENTS, q.BANDS)
+    _save(_bands(models, setting, posters.FORM, columns, methods), title, columns, path, shrink=2)
 
 
-def _labelled(form: Format, *methods: str) -> dict[str, str]:
+def _labelled(form: NumberFormat, *methods: str) -> dict[str, str]:
     return {f"{form.name} | {method}": method for method in methods}
 
 
-def _corrected(trial: q.Trial, shown: dict[str, str]) -> dict[str, Tensor]:
-    """shown: method by label."""
-    made = {label: q.METHODS[method](None, trial) for label, method in shown.items()}
-    return {q.FULL: trial.sample(full=True)} | made
+def _bands(
+    models: Models, setting: Setting, form: NumberFormat, samples: int, methods: dict[str, str]
+) -> dict[str, Tensor]:
+    """Latents by label; methods by label."""
+    sampler = PairedSampler(models, setting, form, samples, 0)
+    corrected = {label: q.METHODS[method](None, sampler) for label, method in methods.items()}
+    return {q.FULL: sampler.sample(full=True)} | corrected
 
 
 def _save(bands: dict[str, Tensor], title: str, columns: int, path: Path, shrink: int = 1) -> None:

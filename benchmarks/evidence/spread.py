@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, stack
+import torch
 
-from . import posters
+from . import paired_sampler, posters
 from . import quantization as q
-from .quantization import Bench, Setting, Trial
+from .paired_sampler import PairedSampler
+from .quantization import Bench
 from .runs import Results
+from .settings import Setting
 
 FORM = posters.FORM
-RUNS = (1, q.RUNS)
+RUNS = (1, paired_sampler.RUNS)
 SETTINGS = {  # by part
-    f"quantized-{posters.HOME.kind}": (posters.HOME,),
+    "quantized-flow": q.SETTINGS["flow"],
     posters.KIND: (posters.SETTINGS[posters.SMALL], posters.SETTINGS[posters.LARGE]),
 }
 
@@ -21,28 +23,20 @@ def measure(part: str, bench: Bench, results: Results) -> None:
     for setting in SETTINGS.get(part, ()):
         for runs in RUNS:
             if results.lacks(name(setting, runs)):
-                results.add(name(setting, runs), between_draws(bench.trial(setting, FORM), runs))
+                results.add(name(setting, runs), between_draws(bench.sampler(setting, FORM), runs))
 
 
 def name(setting: Setting, runs: int) -> str:
     return f"{setting.name}; {FORM.name}; spread of maps, K = {runs}"
 
 
-def between_draws(trial: Trial, runs: int) -> dict[str, float]:
+def between_draws(sampler: PairedSampler, runs: int) -> dict[str, float]:
     """Over steps and channels, of the scale's logarithm and of the shift: the mean product of two draws, an unbiased
     estimate of the mean square of what all draws agree on, and the mean square that one draw adds to it."""
-    a, b = (trial.maps(runs, again=again) for again in (0, 1))
-    found = {}
-    for what, of in {"scale": _log_scales, "shift": _shifts}.items():
-        ours, theirs = of(a).double(), of(b).double()
-        found[f"{what}_common"] = float((ours * theirs).mean())
-        found[f"{what}_own"] = float((ours - theirs).square().mean()) / 2
-    return found
-
-
-def _log_scales(maps: list[q.Map]) -> Tensor:
-    return stack([scale for scale, _ in maps]).log()
-
-
-def _shifts(maps: list[q.Map]) -> Tensor:
-    return stack([shift for _, shift in maps])
+    draws = [[torch.stack(parts).double() for parts in zip(*sampler.maps(runs, again=i), strict=True)] for i in (0, 1)]
+    (scale, shift), (other_scale, other_shift) = draws
+    measures = {}
+    for name, a, b in (("scale", scale.log(), other_scale.log()), ("shift", shift, other_shift)):
+        measures[f"{name}_common"] = float((a * b).mean())
+        measures[f"{name}_own"] = float((a - b).square().mean()) / 2
+    return measures

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .model import ROOT, conditioning, latent, letters, recognise
+from .model import ROOT, cond_and_uncond, latent, letters, recognise
 
 POSITIONS = 48 * 16**2  # of latents in one call of the network, each with and without its class
 SIDE = letters.SIZE // latent.BLOCK  # of the latent of one letter
@@ -35,12 +34,6 @@ class Subject:
     sampling: nn.Module
     dtype: torch.dtype
 
-    def other(self, **changes: object) -> Subject:
-        made = copy(self)
-        for name, value in changes.items():
-            object.__setattr__(made, name, value)
-        return made
-
     def output(self, x: Tensor, sigma: float, labels: Tensor, cfg: float) -> Tensor:
         """Guided velocity or eps (N, C, h, w), float32, which is (x - denoised) / sigma for both."""
         batch = max(1, POSITIONS // x[0, 0].numel())
@@ -48,12 +41,9 @@ class Subject:
         return torch.cat([self._guided(part, sigma, classes, cfg) for part, classes in parts])
 
     def _guided(self, x: Tensor, sigma: float, labels: Tensor, cfg: float) -> Tensor:
-        context, pooled = conditioning.codes(torch.cat([labels, torch.full_like(labels, -1)]))
         scale = 1.0 if self.path == "flow" else (1.0 + sigma**2) ** -0.5
         level = self.sampling.timestep(torch.full((2 * len(x),), sigma)).float()
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            both = self.network(torch.cat([x, x]) * scale, level, context=context, y=pooled)
-        cond, uncond = both.float().chunk(2)
+        cond, uncond = cond_and_uncond(self.network, x * scale, level, labels, self.dtype)
         return torch.lerp(uncond, cond, cfg)
 
     def sigmas(self, scheduler: str, steps: int) -> list[float]:
