@@ -309,10 +309,10 @@ def test_report_is_what_the_stored_numbers_give():
 
 def test_the_short_table_has_a_report_too(tmp_path):
     """From the stored numbers of its rows: each of them is in its table, and no question that they cannot answer."""
-    from evidence import posters, quantization, quantization_report, report, settings
+    from evidence import posters, quantization, quantization_report, report, subjects
 
     rows = {
-        f"quantized-{kind}": [row for row in quantization.rows(kind) if row.quick] for kind in settings.SETTINGS
+        f"quantized-{kind}": [row for row in quantization.rows(kind) if row.quick] for kind in subjects.SETTINGS
     } | {posters.KIND: [row for row in posters.rows(posters.KIND) if row.quick]}
     for path in (BENCHMARKS / "evidence" / "results").glob("*.json"):
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -35,7 +35,6 @@ from evidence import (
     report,
     runs,
     samg,
-    settings,
     sheets,
     spread,
     subjects,
@@ -47,7 +46,7 @@ KEPT = ROOT / ".dev" / "evidence"
 GIT = ROOT / "benchmarks" / "evidence" / "results"  # in git
 GUIDED = {"samg": samg.rows, "qsilk": qsilk.rows, "float32": reference.rows}
 QUANTIZED = {  # part -> its rows, and the model's kind
-    **{f"{part}-{kind}": (rows, kind) for part, rows in quantization.PARTS.items() for kind in settings.SETTINGS},
+    **{f"{part}-{kind}": (rows, kind) for part, rows in quantization.PARTS.items() for kind in subjects.SETTINGS},
     posters.KIND: (posters.rows, posters.KIND),
 }
 SEEDS = 5
@@ -218,7 +217,7 @@ def draw(network: model.Network, parts: dict[str, table.Part], images: Path, opt
     for guidance in qsilk.SHEETS:
         sheets.guided(network, samples_of("qsilk", options), guidance, images / f"qsilk_guidance_{guidance:g}.png")
     precision = str(network.dtype).removeprefix("torch.")
-    for kind in settings.SETTINGS:
+    for kind in subjects.SETTINGS:
         sheets.quantized(load_models(kind, options.comfyui, precision), images / f"quantized_{kind}.png")
     if posters_report.has_largest(parts[posters.KIND]):
         sheets.larger(load_models(posters.KIND, options.comfyui, precision), images / "posters.png")

@@ -28,24 +28,15 @@ def statistics(plan: Plan, full: Denoise, quantized: Denoise, x: Tensor) -> QDri
 
     def paired(state: Tensor, sigma: Tensor) -> Tensor:
         denoised, rounded = full(state, sigma), quantized(state, sigma)
-        level = float(sigma[0])
-        part = JointMoments(x.shape[1])
-        part.update((state - rounded) / level, (denoised - rounded) / level)
-        levels.append(level)
-        moments.append(part)
+        levels.append(float(sigma[0]))
+        moments.append(JointMoments(x.shape[1]))
+        moments[-1].update((state - rounded) / levels[-1], (denoised - rounded) / levels[-1])
         return denoised
 
     run(plan, paired, x)
     # What a file would say of them; nothing here reads it.
-    about = Provenance(
-        path=plan.path,
-        latent_channels=x.shape[1],
-        latent_format="",
-        cfg=1.0,
-        steps=len(plan.steps),
-        runs=1,
-        seeds=(0,),
-    )
+    fields = {"latent_channels": x.shape[1], "latent_format": "", "cfg": 1.0, "runs": 1, "seeds": (0,)}
+    about = Provenance(path=plan.path, steps=len(plan.steps), **fields)
     return QDriftStatistics.from_runs(levels, [moments], about)
 
 
@@ -80,33 +71,26 @@ def conditional_mean(statistics: QDriftStatistics) -> Callable[[float], tuple[Te
 def state_maps(full_plan: Plan, plan: Plan, full: Denoise, quantized: Denoise, x: Tensor) -> list[Map]:
     """Closed loop (METHODS 4.3): after each step the quantized runs, all at once, are mapped onto full precision's mean
     and deviation per channel, and go on from there. plan: of the quantized runs, with Q-Drift's gains or without."""
-    wanted: list[StateMoments] = []
+    wanted = [StateMoments(x.shape[1]) for _ in full_plan.steps]
 
     def measure(step: int, state: Tensor) -> Tensor:
-        wanted.append(_moments(state))
+        wanted[step].update(state)
         return state
 
     run(full_plan, full, x, after_step=measure)
-    scale, shift = match_states([_QuantizedRuns(plan, quantized, x)], wanted)
+    scale, shift = match_states([_QuantizedRuns(plan, x, quantized)], wanted)
     return list(zip(scale, shift, strict=True))
 
 
-class _QuantizedRuns:
+class _QuantizedRuns(Stepper):
     """All of them, as one batch."""
 
-    def __init__(self, plan: Plan, denoise: Denoise, x: Tensor):
-        self._stepper, self._denoise = Stepper(plan, x), denoise
-
-    @property
-    def state(self) -> Tensor:
-        return self._stepper.state
-
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        self._stepper.state = value
+    def __init__(self, plan: Plan, x: Tensor, denoise: Denoise) -> None:
+        super().__init__(plan, x)
+        self.denoise = denoise
 
     def step(self) -> None:
-        self._stepper.step(self._denoise)
+        super().step(self.denoise)
 
 
 def shared_out(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float]) -> list[Map]:
@@ -137,9 +121,3 @@ def interpolated(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[
 def mapped(state: Tensor, pair: Map) -> Tensor:
     scale, shift = (part.to(state.dtype).view(-1, *[1] * (state.ndim - 2)) for part in pair)
     return state * scale + shift
-
-
-def _moments(state: Tensor) -> StateMoments:
-    found = StateMoments(state.shape[1])
-    found.update(state)
-    return found

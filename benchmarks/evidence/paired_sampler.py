@@ -17,8 +17,7 @@ from . import bands, calibrate
 from .bands import BandMap
 from .calibrate import Denoise, Map
 from .formats import NumberFormat
-from .settings import Setting
-from .subjects import Subject, noise
+from .subjects import Setting, Subject, noise
 
 RUNS = 5  # of a calibration: the paper's number
 NOISE = NumberFormat("white noise", lambda network: network)

@@ -16,8 +16,7 @@ from .judge import Judge
 from .metrics import Gaussian
 from .model import posters
 from .quantization import QuantizedRow
-from .settings import Setting
-from .subjects import SIDE
+from .subjects import SIDE, Setting
 
 KIND = "posters"
 LARGE, SMALL, WIDE = (4 * SIDE, 4 * SIDE), (2 * SIDE, 2 * SIDE), (2 * SIDE, 4 * SIDE)

@@ -10,7 +10,7 @@ from . import quantization as q
 from . import spread
 from .quantization import QuantizedRow
 from .quantization_report import NEAR, finding, measured
-from .settings import Setting
+from .subjects import Setting
 from .table import Part, number, plus_minus, tabulate, times
 
 Draw = tuple[Part, Setting, int]  # a part's setting and the runs of a calibration

@@ -14,7 +14,7 @@ from .formats import HEAVY, MILD, NumberFormat
 from .judge import Judge
 from .metrics import Gaussian, frechet
 from .paired_sampler import NOISE, Models, PairedSampler
-from .settings import OTHER_SCHEDULER, SETTINGS, Setting
+from .subjects import OTHER_SCHEDULER, SETTINGS, Setting
 
 MANY = 20  # runs of a calibration
 COMPONENTS = 16  # principal components in the distances to full precision

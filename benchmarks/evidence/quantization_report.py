@@ -12,7 +12,7 @@ from .formats import HEAVY, MILD, NumberFormat
 from .metrics import Estimate
 from .paired_sampler import NOISE, RUNS
 from .quantization import QuantizedRow
-from .settings import SETTINGS, Setting
+from .subjects import SETTINGS, Setting
 from .table import SPACES, Column, Part, mean, means, tabulate, tally, times
 from .verdicts import QUESTION, verdict, votes
 

@@ -10,10 +10,10 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-from . import posters, posters_report, qsilk_report, quantization, quantization_report, samg_report, settings
+from . import posters, posters_report, qsilk_report, quantization, quantization_report, samg_report, subjects
 from .table import TITLES, Part, markdown, tabulate
 
-QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in settings.SETTINGS)
+QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in subjects.SETTINGS)
 PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND)
 BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 

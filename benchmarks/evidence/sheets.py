@@ -15,7 +15,7 @@ from .formats import HEAVY, NumberFormat
 from .model import GuidedSampler, Network, decode_unclipped
 from .paired_sampler import Models, PairedSampler
 from .quantization_report import TITLES
-from .settings import SETTINGS, Setting
+from .subjects import SETTINGS, Setting
 
 from gimbal_demo.sheet import contact_sheet  # isort: skip  (on the path once the model's module is imported)
 

@@ -9,7 +9,7 @@ from . import quantization as q
 from .paired_sampler import PairedSampler
 from .quantization import Bench
 from .runs import Results
-from .settings import Setting
+from .subjects import Setting
 
 FORM = posters.FORM
 RUNS = (1, paired_sampler.RUNS)

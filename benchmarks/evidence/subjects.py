@@ -9,16 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .model import ROOT, cond_and_uncond, latent, letters, recognise
+from .model import ROOT, cond_and_uncond, conditioning, latent, letters, recognise
 
 POSITIONS = 48 * 16**2  # of latents in one call of the network, each with and without its class
 SIDE = letters.SIZE // latent.BLOCK  # of the latent of one letter
 
-WEIGHTS = {
-    "flow": "gimbal_letters_fp16",
-    "eps": "gimbal_letters_eps_fp16",
-    "posters": "gimbal_posters_fp16",
-}
+CLASSES = len(conditioning.CLASSES)
+WEIGHTS = {"flow": "gimbal_letters_fp16", "eps": "gimbal_letters_eps_fp16", "posters": "gimbal_posters_fp16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +74,47 @@ def weights(kind: str) -> Path:
 def noise(count: int, seed: int, canvas: tuple[int, int] = (SIDE, SIDE)) -> Tensor:
     """(count, C, *canvas)."""
     return torch.randn(count, latent.CHANNELS, *canvas, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is sampled. classes: "all", or "last", the second half of them; "first" is for calibrations. canvas:
+    height and width of the latent."""
+
+    kind: str
+    solver: str
+    steps: int = 20
+    cfg: float = 3.0
+    scheduler: str = ""
+    classes: str = "all"
+    canvas: tuple[int, int] = (SIDE, SIDE)
+
+    @property
+    def name(self) -> str:
+        half = "" if self.classes == "all" else f", {self.classes} half of the classes"
+        size = "" if self.canvas == (SIDE, SIDE) else f", {self.size}"
+        return f"{self.kind} {self.solver}, {self.steps} steps, cfg {self.cfg:g}, {self.scheduler}{half}{size}"
+
+    @property
+    def size(self) -> str:
+        return f"{self.canvas[0]} x {self.canvas[1]}"
+
+    def labels(self, count: int) -> Tensor:
+        return self._classes()[torch.arange(count) % len(self._classes())]
+
+    def calibration_labels(self, count: int, generator: torch.Generator) -> Tensor:
+        """As many different classes as there can be, drawn by chance."""
+        classes = self._classes()
+        return classes[torch.randperm(len(classes), generator=generator)[torch.arange(count) % len(classes)]]
+
+    def _classes(self) -> Tensor:
+        half = CLASSES // 2
+        parts = {"all": slice(None), "first": slice(half), "last": slice(half, None)}
+        return torch.arange(CLASSES)[parts[self.classes]]
+
+
+SETTINGS = {
+    "flow": (Setting("flow", "euler", scheduler="simple"),),
+    "eps": (Setting("eps", "euler", scheduler="karras"), Setting("eps", "dpmpp_2m", scheduler="karras")),
+}
+OTHER_SCHEDULER = {"flow": "beta", "eps": "normal"}
