@@ -28,7 +28,7 @@ def package(name):
 for name in ("evidence", "checkpoints"):
     package(name)
 from checkpoints import graphs, learned, measures, report  # noqa: E402
-from checkpoints.values import Values  # noqa: E402
+from checkpoints.values import Measurements  # noqa: E402
 
 
 def pictures(seed, *shape):
@@ -97,7 +97,7 @@ def test_fid_by_a_network_of_ones_own():
 
 
 def test_prompts_are_the_units_and_words_follow_the_direction():
-    values = Values(3, 2)
+    values = Measurements(3, 2)
     values.found = {
         "plain": {"psnr": [[20.0, 22.0], [30.0, 30.0], [25.0, 25.0]], "mse": [[2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]},
         "ours": {"psnr": [[22.0, 22.0], [31.1, 30.9], [25.9, 26.1]], "mse": [[1.0, 1.0], [2.1, 2.1], [2.9, 2.9]]},
@@ -111,7 +111,7 @@ def test_prompts_are_the_units_and_words_follow_the_direction():
     values.found["ours"]["contrast"] = [[1.5, 1.5], [2.6, 2.6], [3.4, 3.4]]
     assert values.word("ours", "plain", "contrast") == "higher" and values.word("plain", "ours", "contrast") == "lower"
     assert values.word("plain", "plain", "psnr") == "no difference"
-    one = Values(1, 3, {"plain": {"mse": [[1.0, 2.0, 3.0]]}})
+    one = Measurements(1, 3, {"plain": {"mse": [[1.0, 2.0, 3.0]]}})
     assert one.units("plain", "mse") == [1.0, 2.0, 3.0] and one.mean("plain", "mse").mean == 2.0
     text = report.text(values, None, "plain", ["a workflow"], ["FID is not to be had"])
     assert "| ours | PSNR, dB | +1.00" in text and "better" in text and "- Not measured: FID" in text

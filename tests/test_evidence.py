@@ -358,7 +358,7 @@ def test_posters_are_judged_cell_by_cell_with_their_own_class():
 
 
 def test_spread_tells_what_draws_share_from_what_each_adds():
-    from evidence import spread
+    from evidence import posters
 
     common, ours, theirs = 0.3, torch.tensor([0.1, -0.1, 0.1, -0.1]), torch.tensor([0.1, 0.1, -0.1, -0.1])
 
@@ -367,7 +367,7 @@ def test_spread_tells_what_draws_share_from_what_each_adds():
             own = (ours, theirs)[again] * runs
             return [((common + own).exp(), 2 * own)] * 3
 
-    found = spread.between_draws(Sampler(), 2)
+    found = posters.between_draws(Sampler(), 2)
     assert found["scale_common"] == pytest.approx(0.09)
     assert found["scale_own"] == pytest.approx(0.04)
     assert found["shift_common"] == pytest.approx(0.0, abs=1e-9)

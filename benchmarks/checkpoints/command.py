@@ -19,7 +19,7 @@ from pathlib import Path
 from devkit.paths import DEV, Stop
 
 from . import graphs, learned, report, values
-from .graphs import Graph
+from .graphs import WorkflowFile
 from .pictures import Album
 
 FULL = "full"  # the variant that is the reference if no other is named
@@ -68,7 +68,7 @@ def main(given: list[str] | None = None) -> None:
     print(f"\n{written}\nWrote {options.output / 'REPORT.md'} and {options.output / 'sheet.png'}.")
 
 
-def load(options: argparse.Namespace) -> list[Graph]:
+def load(options: argparse.Namespace) -> list[WorkflowFile]:
     try:
         with urllib.request.urlopen(f"{options.server}/object_info", timeout=60) as answer:
             known = json.load(answer)

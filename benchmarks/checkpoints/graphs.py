@@ -18,7 +18,7 @@ SEEDS = ("seed", "noise_seed")
 
 
 @dataclass(frozen=True)
-class Graph:
+class WorkflowFile:
     """One workflow file, with what it saves: name of a variant -> id of the node whose pictures they are."""
 
     path: Path
@@ -27,18 +27,18 @@ class Graph:
 
     def filled(self, prompt: str, seed: int) -> Workflow:
         """With this prompt and seed; nothing else is changed."""
-        made = copy.deepcopy(self.workflow)
-        for node, name in _prompts(made):
-            text = made[node]["inputs"][name]
-            made[node]["inputs"][name] = text.replace(PLACEHOLDER, prompt) if PLACEHOLDER in text else prompt
-        for inputs in (entry["inputs"] for entry in made.values()):
+        filled = copy.deepcopy(self.workflow)
+        for node, name in _prompts(filled):
+            text = filled[node]["inputs"][name]
+            filled[node]["inputs"][name] = text.replace(PLACEHOLDER, prompt) if PLACEHOLDER in text else prompt
+        for inputs in (entry["inputs"] for entry in filled.values()):
             for name in SEEDS:
                 if isinstance(inputs.get(name), int):
                     inputs[name] = seed
-        return made
+        return filled
 
 
-def load(path: Path, object_info: dict, name: str = "", chosen: frozenset[str] = frozenset()) -> Graph:
+def load(path: Path, object_info: dict, name: str = "", chosen: frozenset[str] = frozenset()) -> WorkflowFile:
     """A workflow as the frontend saves it, or as it exports it for the API.
 
     name: stands before the variants' names, or for it where the workflow saves one picture alone. chosen: keep these
@@ -49,9 +49,11 @@ def load(path: Path, object_info: dict, name: str = "", chosen: frozenset[str] =
         workflow = graph.to_api(saved, object_info) if "nodes" in saved else saved
     except ValueError as error:
         raise Stop(f"{path}: {error}") from error
-    saving = {node: entry["inputs"] for node, entry in workflow.items() if "filename_prefix" in entry["inputs"]}
-    saving = {node: inputs for node, inputs in saving.items() if isinstance(inputs.get("images"), list)}
-    ends = {node: PurePosixPath(inputs["filename_prefix"]).name for node, inputs in saving.items()}
+    ends = {
+        node: PurePosixPath(entry["inputs"]["filename_prefix"]).name
+        for node, entry in workflow.items()
+        if "filename_prefix" in entry["inputs"] and isinstance(entry["inputs"].get("images"), list)
+    }
     if name:
         ends = {node: f"{name}-{end}" if len(ends) > 1 else name for node, end in ends.items()}
     ends = {node: end for node, end in ends.items() if not chosen or end in chosen}
@@ -59,7 +61,7 @@ def load(path: Path, object_info: dict, name: str = "", chosen: frozenset[str] =
         raise Stop(f"{path} saves no picture; put a Save Image node behind each sampler to be compared.")
     if len(set(ends.values())) < len(ends):
         raise Stop(f"{path} saves two pictures under one name; give each Save Image another filename_prefix.")
-    found = Graph(path, _only(workflow, set(ends)), {end: node for node, end in ends.items()})
+    found = WorkflowFile(path, _only(workflow, set(ends)), {end: node for node, end in ends.items()})
     if ends and not list(_prompts(found.workflow)):
         raise Stop(f"{path}: no text feeds a sampler's positive input; write {PLACEHOLDER} where the prompt belongs.")
     return found
@@ -69,11 +71,11 @@ def _only(workflow: Workflow, saving: set[str]) -> Workflow:
     """What these nodes need; they show their pictures instead of saving them, so that every frame comes as it is."""
     needed = set().union(saving, *(_upstream(workflow, node) for node in saving))
     kept = {node: entry for node, entry in workflow.items() if node in needed}
-    shown = {
+    previews = {
         node: {"class_type": "PreviewImage", "inputs": {"images": workflow[node]["inputs"]["images"]}}
         for node in saving
     }
-    return {**kept, **shown}
+    return {**kept, **previews}
 
 
 def _upstream(workflow: Workflow, node: str, but: str = "") -> set[str]:

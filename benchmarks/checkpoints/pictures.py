@@ -17,7 +17,7 @@ from torch import Tensor
 from devkit import client
 from devkit.paths import Stop
 
-from .graphs import Graph
+from .graphs import WorkflowFile
 
 RECORD = "run.json"
 
@@ -30,7 +30,7 @@ class Album:
     prompts: Sequence[str]
     seeds: Sequence[int]
 
-    def check(self, graphs: Sequence[Graph]) -> None:
+    def check(self, graphs: Sequence[WorkflowFile]) -> None:
         """Stop if the folder holds pictures of other workflows or prompts; more prompts, seeds, variants may be added."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / RECORD
@@ -47,7 +47,7 @@ class Album:
         kept = {"prompts": list(self.prompts), "workflows": {**old["workflows"], **now}}
         record.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
-    def make(self, url: str, graphs: Sequence[Graph], timeout: float) -> None:
+    def make(self, url: str, graphs: Sequence[WorkflowFile], timeout: float) -> None:
         """Workflow by workflow, so that each one's models are loaded once."""
         for graph in graphs:
             for i, prompt in enumerate(self.prompts):
@@ -90,7 +90,7 @@ def read(path: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0).float() / 255
 
 
-def _digest(graph: Graph, name: str) -> str:
+def _digest(graph: WorkflowFile, name: str) -> str:
     """Of the workflow with a fixed prompt and seed: those are not its own."""
     text = json.dumps([graph.filled("", 0), graph.variants[name]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

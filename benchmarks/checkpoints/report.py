@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evidence import table
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .measures import MEASURES
 from .pictures import Album
-from .values import Values
+from .values import Measurements
 
 CELL, GAP, BAND, MOST_COLUMNS = 256, 6, 26, 8
 PAPER, INK = (250, 249, 246), (28, 28, 30)
 
 
-def text(values: Values, reference: str | None, baseline: str, about: Sequence[str], missing: Sequence[str]) -> str:
+def text(
+    values: Measurements, reference: str | None, baseline: str, about: Sequence[str], missing: Sequence[str]
+) -> str:
     """Markdown. about: lines on how the pictures were made; missing: what could not be measured, and why."""
     names = list(values.found)
     columns = [measure for measure in MEASURES if any(measure in values.found[name] for name in names)]
@@ -58,29 +60,20 @@ def _title(name: str, reference: str | None, baseline: str) -> str:
     return f"{name}{role}"
 
 
-def _mean(values: Values, name: str, measure: str) -> str:
+def _mean(values: Measurements, name: str, measure: str) -> str:
     return table.plus_minus(values.mean(name, measure)) if measure in values.found[name] else "-"
 
 
 def sheet(album: Album, names: Sequence[str], path: Path) -> None:
     """One band a variant, one column a prompt and seed: the first ones, so that nothing is chosen."""
     pairs = [(i, seed) for i in range(len(album.prompts)) for seed in album.seeds][:MOST_COLUMNS]
-    rows = []
-    for name in names:
-        row = []
-        for i, seed in pairs:
+    canvas = Image.new("RGB", (GAP + len(pairs) * (CELL + GAP), GAP + len(names) * (BAND + CELL + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(16)
+    for row, name in enumerate(names):
+        top = GAP + row * (BAND + CELL + GAP)
+        draw.text((GAP, top), name, INK, font)
+        for column, (i, seed) in enumerate(pairs):
             with Image.open(album.paths(name, i, seed)[0]) as image:
-                shown = image.convert("RGB")
-            shown.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-            row.append(shown)
-        rows.append(row)
-    width = max(image.width for row in rows for image in row)
-    heights = [max(image.height for image in row) for row in rows]
-    canvas = Image.new("RGB", (GAP + len(pairs) * (width + GAP), GAP + sum(heights) + len(rows) * (BAND + GAP)), PAPER)
-    draw, font, y = ImageDraw.Draw(canvas), ImageFont.load_default(16), GAP
-    for name, row, height in zip(names, rows, heights, strict=True):
-        draw.text((GAP, y), name, INK, font)
-        for column, image in enumerate(row):
-            canvas.paste(image, (GAP + column * (width + GAP), y + BAND))
-        y += height + BAND + GAP
+                small = ImageOps.contain(image.convert("RGB"), (CELL, CELL), Image.Resampling.LANCZOS)
+            canvas.paste(small, (GAP + column * (CELL + GAP), top + BAND))
     canvas.save(path)

@@ -16,7 +16,7 @@ from .pictures import Album, read
 
 
 @dataclass
-class Values:
+class Measurements:
     """variant -> measure -> groups of values: one group for each prompt, of one value for each seed.
 
     FID belongs to a set of pictures: there a group is a seed, of one value for all its prompts.
@@ -56,9 +56,9 @@ def of(
     clip: ClipScore | None = None,
     fid: Fid | None = None,
     real: Path | None = None,
-) -> Values:
+) -> Measurements:
     """All that can be measured. real: a folder of pictures for FID, in place of the reference."""
-    values = Values(len(album.prompts), len(album.seeds))
+    values = Measurements(len(album.prompts), len(album.seeds))
     for name in names:
         mine: dict[str, list[list[float]]] = {}
         for i, prompt in enumerate(album.prompts):
@@ -74,9 +74,9 @@ def of(
             for measure in rows[0]:
                 mine.setdefault(measure, []).append([row[measure] for row in rows])
         if fid is not None and (real is not None or name != (reference or name)):
-            mine["fid"] = [
-                [fid(_of_seed(album, name, seed), _real(album, reference, real, seed))] for seed in album.seeds
-            ]
+            for seed in album.seeds:
+                goal = _in_folder(real) if real else _of_seed(album, reference, seed)
+                mine.setdefault("fid", []).append([fid(_of_seed(album, name, seed), goal)])
         values.found[name] = {measure: mine[measure] for measure in MEASURES if measure in mine}
     return values
 
@@ -85,8 +85,6 @@ def _of_seed(album: Album, name: str, seed: int) -> list[Tensor]:
     return [album.pictures(name, i, seed) for i in range(len(album.prompts))]
 
 
-def _real(album: Album, reference: str | None, real: Path | None, seed: int) -> list[Tensor]:
-    if real is None:
-        return _of_seed(album, reference, seed)
-    found = sorted(path for path in real.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    return [read(path)[None] for path in found]
+def _in_folder(folder: Path) -> list[Tensor]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    return [read(path)[None] for path in files]

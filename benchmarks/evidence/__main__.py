@@ -36,7 +36,6 @@ from evidence import (
     runs,
     samg,
     sheets,
-    spread,
     subjects,
     table,
 )
@@ -59,8 +58,7 @@ def arguments() -> argparse.Namespace:
     add("--comfyui", type=Path, required=True, help="a ComfyUI checkout, for its network classes")
     add("--full", action="store_true", help="more samples and rows; results and report where git keeps them")
     add("--samples", type=sample_count, help="of every row, instead of the numbers above; nothing goes into git")
-    every = ",".join(map(str, range(MORE_SEEDS)))
-    add("--seeds", type=seed_list, default=every, help="comma-separated, of those a part has")
+    add("--seeds", type=seed_list, default=set(range(MORE_SEEDS)), help="comma-separated, of those a part has")
     add("--part", choices=report.PARTS, help="make the runs of this part only")
     add("--jobs", type=int, default=2, help="processes, of one thread each")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -93,16 +91,14 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if options.jobs > 1:
         judge.load(KEPT)  # made once, before several processes look for it
-        failed = in_processes(typed, options.jobs)
-        if failed:
+        if failed := in_processes(typed, options.jobs):
             return failed
-    precision = options.precision
-    if precision == "auto":
-        precision = runs.stored_precision(folder) or fastest_precision()
-    network = model.Network(options.comfyui, precision)
+    if options.precision == "auto":
+        options.precision = runs.stored_precision(folder) or fastest_precision()
+    network = model.Network(options.comfyui, options.precision)
     with torch.inference_mode():
         for part, seed in own_share(options):
-            measure(options, network, part, seed, precision, folder)
+            measure(options, network, part, seed, folder)
         if not (options.no_report or options.part):
             write_report(network, folder, options)
     return 0
@@ -155,25 +151,22 @@ def fastest_precision() -> str:
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
 
 
-def measure(
-    options: argparse.Namespace, network: model.Network, part: str, seed: int, precision: str, folder: Path
-) -> None:
+def measure(options: argparse.Namespace, network: model.Network, part: str, seed: int, folder: Path) -> None:
     """What is lacking of one part and seed."""
     critic, samples, heading = judge.load(KEPT), samples_of(part, options), f"{part}, seed {seed}"
     rows, kind = QUANTIZED.get(part, (None, "flow"))
-    network_precision = "float32" if part == "float32" else precision
-    about = runs.about(samples, seed, network_precision, subjects.weights(kind))
+    precision = "float32" if part == "float32" else options.precision
+    about = runs.about(samples, seed, precision, subjects.weights(kind))
     results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     if part in QUANTIZED:
         critic = posters.CellJudge(critic) if part == posters.KIND else critic
-        bench = quantization.Bench(load_models(kind, options.comfyui, precision), samples, seed, critic)
-        chosen = [row for row in rows(kind) if options.full or row.quick]
-        runs.make(heading, chosen, results, bench.measures)
+        bench = quantization.Bench(load_models(kind, options.comfyui, options.precision), samples, seed, critic)
+        runs.make(heading, [row for row in rows(kind) if options.full or row.quick], results, bench.measures)
         if options.full:
-            spread.measure(part, bench, results)
+            posters.measure_spread(part, bench, results)
     elif part == "real":
         reference.measure_real(samples, seed, critic, results)
-    elif part != "float32" or precision != "float32":
+    elif part != "float32" or options.precision != "float32":
         network = network.in_float32() if part == "float32" else network
         start = model.GuidedSampler(network, samples, seed)
         runs.make(heading, GUIDED[part](), results, lambda row: runs.guided(row, start, critic))
@@ -211,16 +204,15 @@ def write_report(network: model.Network, folder: Path, options: argparse.Namespa
 
 
 def draw(network: model.Network, parts: dict[str, table.Part], images: Path, options: argparse.Namespace) -> None:
-    """What the report's template shows."""
+    """The figures that docs/RESULTS.md shows."""
     figures.frontier(parts["samg"], images / "samg_frontier.png")
     figures.corrections(quantization_report.Quantized(parts), images / "quantized_corrections.png")
     for guidance in qsilk.SHEETS:
         sheets.guided(network, samples_of("qsilk", options), guidance, images / f"qsilk_guidance_{guidance:g}.png")
-    precision = str(network.dtype).removeprefix("torch.")
     for kind in subjects.SETTINGS:
-        sheets.quantized(load_models(kind, options.comfyui, precision), images / f"quantized_{kind}.png")
+        sheets.quantized(load_models(kind, options.comfyui, options.precision), images / f"quantized_{kind}.png")
     if posters_report.has_largest(parts[posters.KIND]):
-        sheets.larger(load_models(posters.KIND, options.comfyui, precision), images / "posters.png")
+        sheets.larger(load_models(posters.KIND, options.comfyui, options.precision), images / "posters.png")
 
 
 if __name__ == "__main__":

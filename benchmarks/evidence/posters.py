@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
+from . import paired_sampler
 from . import quantization as q
 from .formats import HEAVY, MILD, NumberFormat
 from .judge import Judge
 from .metrics import Gaussian
 from .model import posters
-from .quantization import QuantizedRow
+from .paired_sampler import PairedSampler
+from .quantization import Bench, QuantizedRow
+from .runs import Results
 from .subjects import SIDE, Setting
 
 KIND = "posters"
@@ -63,3 +67,31 @@ def main_rows() -> Iterator[tuple[tuple[int, int], NumberFormat, str]]:
 
 def of_size(canvas: tuple[int, int]) -> str:
     return f"maps of {canvas[0]} x {canvas[1]}"
+
+
+# How far moment matching's maps spread over the draws of a calibration: two calibrations of as many runs, compared.
+SPREAD_RUNS = (1, paired_sampler.RUNS)
+SPREAD_SETTINGS = {"quantized-flow": q.SETTINGS["flow"], KIND: (SETTINGS[SMALL], SETTINGS[LARGE])}  # by part
+
+
+def measure_spread(part: str, bench: Bench, results: Results) -> None:
+    for setting in SPREAD_SETTINGS.get(part, ()):
+        for runs in SPREAD_RUNS:
+            if results.lacks(spread_name(setting, runs)):
+                results.add(spread_name(setting, runs), between_draws(bench.sampler(setting, FORM), runs))
+
+
+def spread_name(setting: Setting, runs: int) -> str:
+    return f"{setting.name}; {FORM.name}; spread of maps, K = {runs}"
+
+
+def between_draws(sampler: PairedSampler, runs: int) -> dict[str, float]:
+    """Over steps and channels, of the scale's logarithm and of the shift: the mean product of two draws, an unbiased
+    estimate of the mean square of what all draws agree on, and the mean square that one draw adds to it."""
+    draws = [[torch.stack(parts).double() for parts in zip(*sampler.maps(runs, again=i), strict=True)] for i in (0, 1)]
+    (scale, shift), (other_scale, other_shift) = draws
+    measures = {}
+    for name, a, b in (("scale", scale.log(), other_scale.log()), ("shift", shift, other_shift)):
+        measures[f"{name}_common"] = float((a * b).mean())
+        measures[f"{name}_own"] = float((a - b).square().mean()) / 2
+    return measures

@@ -7,7 +7,6 @@ from functools import partial
 
 from . import posters as p
 from . import quantization as q
-from . import spread
 from .quantization import QuantizedRow
 from .quantization_report import NEAR, finding, measured
 from .subjects import Setting
@@ -63,11 +62,13 @@ def _kept(part: Part, row: QuantizedRow) -> str:
 
 
 def _spread(parts: Mapping[str, Part]) -> str:
-    draws = [(parts[n], s, runs) for n, settings in spread.SETTINGS.items() for s in settings for runs in spread.RUNS]
+    draws = [
+        (parts[n], s, runs) for n, settings in p.SPREAD_SETTINGS.items() for s in settings for runs in p.SPREAD_RUNS
+    ]
 
     def pooled(measure: str, draw: Draw) -> str:
         part, setting, runs = draw
-        return plus_minus(part.root_mean(spread.name(setting, runs), measure))
+        return plus_minus(part.root_mean(p.spread_name(setting, runs), measure))
 
     def pair(draw: Draw) -> list[str]:
         method = q.ONE_MOMENTS if draw[2] == 1 else q.MOMENTS
@@ -84,7 +85,7 @@ def _spread(parts: Mapping[str, Part]) -> str:
         for of in ("common", "own")
     ]
     return tabulate(
-        [draw for draw in draws if spread.name(*draw[1:]) in draw[0]],
+        [draw for draw in draws if p.spread_name(*draw[1:]) in draw[0]],
         ("latent", lambda draw: draw[1].size),
         ("runs", lambda draw: str(draw[2])),
         *columns,
