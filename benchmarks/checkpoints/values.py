@@ -60,7 +60,7 @@ def of(
     """All that can be measured. real: a folder of pictures for FID, in place of the reference."""
     values = Measurements(len(album.prompts), len(album.seeds))
     for name in names:
-        mine: dict[str, list[list[float]]] = {}
+        measured: dict[str, list[list[float]]] = {}
         for i, prompt in enumerate(album.prompts):
             rows = []
             for seed in album.seeds:
@@ -72,12 +72,12 @@ def of(
                     row["clip"] = clip(pictures, prompt)
                 rows.append(row)
             for measure in rows[0]:
-                mine.setdefault(measure, []).append([row[measure] for row in rows])
+                measured.setdefault(measure, []).append([row[measure] for row in rows])
         if fid is not None and (real is not None or name != (reference or name)):
             for seed in album.seeds:
                 goal = _in_folder(real) if real else _of_seed(album, reference, seed)
-                mine.setdefault("fid", []).append([fid(_of_seed(album, name, seed), goal)])
-        values.found[name] = {measure: mine[measure] for measure in MEASURES if measure in mine}
+                measured.setdefault("fid", []).append([fid(_of_seed(album, name, seed), goal)])
+        values.found[name] = {measure: measured[measure] for measure in MEASURES if measure in measured}
     return values
 
 
