@@ -1,0 +1,126 @@
+"""Guidance and limits against plain guidance of equal strength: which rows are made.
+
+Ours go through the pack's nodes, the peers through ComfyUI's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from . import steering as s
+
+PLAIN = "plain CFG"
+STEPS = 10
+CURVE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 12.0, 15.0)
+Patch = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    rule: str
+    cfg: float
+    steps: int = STEPS
+    sampler: str = "euler"
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule}, {self.cfg:g}, {self.steps} {self.sampler}"
+
+
+def node(module: str, name: str, **options: Any) -> Patch:
+    """A node of ours: a class of gimbal.nodes.<module>."""
+
+    def patched(model: Any) -> Any:
+        from importlib import import_module
+
+        return getattr(import_module(f"gimbal.nodes.{module}"), name).execute(model, **options)[0]
+
+    return patched
+
+
+def peer(module: str, name: str, **options: Any) -> Patch:
+    """A node of ComfyUI's: a class of comfy_extras.<module>."""
+
+    def patched(model: Any) -> Any:
+        from importlib import import_module
+
+        found = getattr(import_module(f"comfy_extras.{module}"), name)
+        return found.execute(model, **options)[0] if hasattr(found, "execute") else found().patch(model, **options)[0]
+
+    return patched
+
+
+def tonemapped(model: Any, multiplier: float = 1.0) -> Any:
+    from comfy_extras.nodes_latent import LatentApplyOperationCFG, LatentOperationTonemapReinhard
+
+    return LatentApplyOperationCFG.execute(model, LatentOperationTonemapReinhard.execute(multiplier)[0])[0]
+
+
+ALWAYS = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0}
+SAMG = {"preset": "w_min and w_max", "w_min": -1.0, "w_max": -1.0, "curve": "linear", "scope": "clip", **ALWAYS}
+MICROGRAIN = {"q_low": 0.001, "q_high": 0.999, "knee": 0.8, "alpha": 2.0, **ALWAYS}
+AQCLIP = {"tile": 8, "stride": 4, "ema_beta": 0.8, "confidence": "gradient", **ALWAYS}
+
+OURS = {
+    "SAMG": node("samg", "GimbalSAMG", normalize="quantile", **SAMG),
+    "SAMG paper": node("samg", "GimbalSAMG", normalize="minmax", **SAMG),
+    "micrograin hard": node("micrograin", "GimbalMicrograin", form="hard", **MICROGRAIN),
+    "micrograin smooth": node("micrograin", "GimbalMicrograin", form="smooth", **MICROGRAIN),
+    "AQClip gentle": node("aqclip", "GimbalAQClip", corridor="gentle", **AQCLIP),
+    "AQClip strong": node("aqclip", "GimbalAQClip", corridor="strong", **AQCLIP),
+}
+PEERS = {
+    "RescaleCFG": peer("nodes_model_advanced", "RescaleCFG", multiplier=0.7),
+    "APG": peer("nodes_apg", "APG", eta=1.0, norm_threshold=5.0, momentum=0.0),
+    "APG paper": peer("nodes_apg", "APG", eta=0.0, norm_threshold=15.0, momentum=-0.5),
+    "CFG-Zero*": peer("nodes_cfg", "CFGZeroStar"),
+    "CFGNorm": peer("nodes_cfg", "CFGNorm", strength=1.0),
+    "TCFG": peer("nodes_tcfg", "TCFG"),
+    "Mahiro": peer("nodes_mahiro", "Mahiro"),
+    "FreSca": peer("nodes_fresca", "FreSca", scale_low=1.0, scale_high=1.25, freq_cutoff=4),
+    "tonemapping": tonemapped,
+    "interval 0.2 to 0.8": s.interval(0.2, 0.8),
+}
+CANDIDATES = {
+    "micrograin 1 %, moments restored": s.limited(partial(s.same_moments, s.hard(0.01))),
+    "AQClip strong, moments restored": s.limited(partial(s.same_moments, s.strong_tiles)),
+    "micrograin 1 %, late": s.limited(s.hard(0.01), 0.6),
+    "micrograin 1 %, moments, late": s.limited(partial(s.same_moments, s.hard(0.01)), 0.6),
+    "guidance clamped 1 %": s.extra(partial(s.clamped, share=0.01)),
+    "guidance compressed 2": s.extra(partial(s.compressed, knee=2.0)),
+    "guidance compressed 1": s.extra(partial(s.compressed, knee=1.0)),
+    "guidance shrunk 1": s.extra(partial(s.shrunk, share=1.0)),
+    "SAMG mean 1": s.extra(partial(s.weighted, weights=s.samg_weights)),
+    "swapped mean 1": s.extra(partial(s.weighted, weights=s.swapped_weights)),
+    "energy^0.5": s.extra(partial(s.weighted, weights=partial(s.power_weights, power=0.5))),
+    "energy^1": s.extra(partial(s.weighted, weights=partial(s.power_weights, power=1.0))),
+    "energy^-0.25": s.extra(partial(s.weighted, weights=partial(s.power_weights, power=-0.25))),
+    "no mean": s.extra(partial(s.without_mean, keep=0.0)),
+    "low band": s.extra(partial(s.bands, low=1.0, high=0.5)),
+    "high band": s.extra(partial(s.bands, low=0.5, high=1.0)),
+    "orthogonal": s.extra(partial(s.orthogonal, keep=0.0)),
+    "orthogonal by channel": s.extra(partial(s.orthogonal, keep=0.0, dims=s.SPACE)),
+    "orthogonal by channel, centred": s.extra(partial(s.orthogonal, keep=0.0, dims=s.SPACE, centre=True)),
+    "orthogonal by place": s.extra(partial(s.orthogonal, keep=0.0, dims=(1,))),
+    "channels^0.5": s.extra(partial(s.plane_weights, power=0.5)),
+    "channels^-0.5": s.extra(partial(s.plane_weights, power=-0.5)),
+    "moments of cond 0.5": s.guided(partial(s.restored, deviation=0.5, mean=0.0)),
+    "moments of cond 0.5, mean": s.guided(partial(s.restored, deviation=0.5, mean=0.7)),
+    "mean of cond": s.guided(partial(s.restored, deviation=0.0, mean=1.0)),
+    "interval 0 to 0.5": s.interval(0.0, 0.5),
+    "interval 0.3 to 1": s.interval(0.3, 1.0),
+    "interval 0.1 to 0.6": s.interval(0.1, 0.6),
+    "interval 0.1 to 1": s.interval(0.1, 1.0),
+}
+
+
+def rules() -> dict[str, Patch]:
+    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES
+
+
+def curve(steps: int = STEPS, sampler: str = "euler") -> Iterator[Row]:
+    for cfg in CURVE:
+        yield Row(PLAIN, cfg, steps, sampler)
