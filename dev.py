@@ -3,7 +3,7 @@
 python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
 python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI; -n 0: one process)
 python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
-python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` measures what pictures become
+python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` and `bench referee` measure what pictures become
 python dev.py checkpoints  paired pictures of your own models on your own ComfyUI (docs/CHECKPOINTS.md)
 python dev.py train      train the demo model anew
 python dev.py workflows  write workflows/ anew from devkit/recipes/ (--thumbnails: draw their pictures)
@@ -21,7 +21,8 @@ from pathlib import Path
 from devkit import comfyui, environment, lock, testing
 from devkit.paths import ROOT, Stop
 
-EVIDENCE = ("evidence",)  # benchmarks of what pictures become: minutes long, on ComfyUI's network classes
+# Benchmarks of what pictures become: minutes long, on ComfyUI.
+EVIDENCE = {"evidence": "evidence", "referee": "evidence/referee_command.py"}
 
 
 def main() -> int:
@@ -96,7 +97,7 @@ def bench(args: argparse.Namespace, rest: list[str]) -> int:
             raise Stop(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
         host = ["--comfyui", _host(args)] if name in EVIDENCE else []
         command = [
-            ROOT / "benchmarks" / (name if name in EVIDENCE else f"{name}.py"),
+            ROOT / "benchmarks" / EVIDENCE.get(name, f"{name}.py"),
             *host,
             *[r for r in rest if r.startswith("-")],
         ]

@@ -63,7 +63,7 @@ def matching_scale(
     Raises:
         ValueError: an argument is outside what is said above, or a strength is not finite and positive.
     """
-    if not (0.0 < target < math.inf and LOWEST <= start <= highest and 0.0 < tolerance and trials >= 1):
+    if not (0.0 < target < math.inf and LOWEST <= start <= highest and tolerance > 0.0 and trials >= 1):
         raise ValueError(
             f"matching_scale: got target={target}, start={start}, tolerance={tolerance}, trials={trials}; give a finite "
             f"target above 0, a start from {LOWEST:g} to {highest:g}, a tolerance above 0 and a trial or more."

@@ -118,6 +118,25 @@ def guidance_preview(graph: Graph) -> None:
     graph.show(graph.add("GimbalGuidancePreview", latent=latent, model=patched, columns=4, sample=2))
 
 
+def equal_strength(graph: Graph) -> None:
+    positive, negative, latent = ([graph.letters[0], slot] for slot in range(3))
+    compared = graph.add(
+        "GimbalEqualStrength",
+        model=graph.add("GimbalAQClip", model=graph.model, corridor="strong", **TILES),
+        plain_model=graph.model,
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        seed=SEED,
+        steps=8,
+        cfg=9.0,
+        scheduler="simple",
+    )
+    for slot in range(2):
+        graph.row([compared[0], slot])
+    graph.row(graph.sampled(graph.model, 9.0, 8))
+
+
 def simulate_quantization(graph: Graph) -> None:
     for model in (graph.model, *(quantized(graph, preset) for preset in ("W8A8", "W4A4", "W3A4"))):
         graph.row(graph.sampled(model, 3.0, 20))
@@ -162,6 +181,7 @@ RECIPES: dict[str, Callable[[Graph], None]] = {
     "GimbalConfidencePreview": confidence("attention"),
     "GimbalSAMG": samg,
     "GimbalGuidancePreview": guidance_preview,
+    "GimbalEqualStrength": equal_strength,
     "GimbalSimulateQuantization": simulate_quantization,
     "GimbalQDrift": qdrift,
     "GimbalQDriftReport": report,

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     aqclip,
     confidence,
+    equal_strength,
     micrograin,
     qdrift,
     qdrift_calibrate,
@@ -21,6 +22,7 @@ MODULES = (
     aqclip,
     confidence,
     samg,
+    equal_strength,
     qdrift_calibrate,
     qdrift_trajectory,
     qdrift_files,

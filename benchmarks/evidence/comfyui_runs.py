@@ -99,5 +99,3 @@ def load(comfyui: Path, precision: str) -> Any:
     import comfy.sd
 
     return comfy.sd.load_diffusion_model(str(weights("flow")), model_options={"dtype": getattr(torch, precision)})
-
-

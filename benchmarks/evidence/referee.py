@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 from . import steering as s
+from .comfyui_runs import Seed
+from .runs import Results, make
 
 PLAIN = "plain CFG"
 STEPS = 10
-CURVE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 12.0, 15.0)
+CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 12.0)  # plain guidance
 Patch = Callable[[Any], Any]
 
 
@@ -84,6 +86,13 @@ PEERS = {
     "tonemapping": tonemapped,
     "interval 0.2 to 0.8": s.interval(0.2, 0.8),
 }
+DECORRELATED = partial(s.orthogonal, keep=0.0, dims=s.SPACE, centre=True)
+
+
+def composed(*extras: s.Extra) -> Patch:
+    return s.extra(lambda g, cond: s.composed(g, cond, *extras))
+
+
 CANDIDATES = {
     "micrograin 1 %, moments restored": s.limited(partial(s.same_moments, s.hard(0.01))),
     "AQClip strong, moments restored": s.limited(partial(s.same_moments, s.strong_tiles)),
@@ -103,7 +112,16 @@ CANDIDATES = {
     "high band": s.extra(partial(s.bands, low=0.5, high=1.0)),
     "orthogonal": s.extra(partial(s.orthogonal, keep=0.0)),
     "orthogonal by channel": s.extra(partial(s.orthogonal, keep=0.0, dims=s.SPACE)),
-    "orthogonal by channel, centred": s.extra(partial(s.orthogonal, keep=0.0, dims=s.SPACE, centre=True)),
+    "decorrelated": s.extra(DECORRELATED),
+    "decorrelated by half": s.extra(partial(s.orthogonal, keep=0.5, dims=s.SPACE, centre=True)),
+    "decorrelated, all channels at once": s.extra(partial(s.orthogonal, keep=0.0, centre=True)),
+    "decorrelated, compressed 2": composed(partial(s.compressed, knee=2.0), DECORRELATED),
+    "decorrelated, shrunk 1": composed(partial(s.shrunk, share=1.0), DECORRELATED),
+    "decorrelated, SAMG mean 1": composed(partial(s.weighted, weights=s.samg_weights), DECORRELATED),
+    "decorrelated, no mean": composed(partial(s.without_mean, keep=0.0), DECORRELATED),
+    "decorrelated, high band": composed(partial(s.bands, low=0.5, high=1.0), DECORRELATED),
+    "decorrelated, early": s.extra(DECORRELATED, 0.0, 0.6),
+    "decorrelated, late": s.extra(DECORRELATED, 0.3, 1.0),
     "orthogonal by place": s.extra(partial(s.orthogonal, keep=0.0, dims=(1,))),
     "channels^0.5": s.extra(partial(s.plane_weights, power=0.5)),
     "channels^-0.5": s.extra(partial(s.plane_weights, power=-0.5)),
@@ -117,10 +135,33 @@ CANDIDATES = {
 }
 
 
+GUIDANCE = 7.0  # of every rule
+FINALISTS = (  # candidates that were promising after one seed, or that were asked for
+    *("decorrelated", "decorrelated by half", "decorrelated, compressed 2", "guidance shrunk 1"),
+    *("SAMG mean 1", "micrograin 1 %, moments restored"),
+)
+SWEPT = ("decorrelated", "guidance shrunk 1", "APG")  # at other guidance too
+SWEEP = (4.0, 9.0)
+SCREENED = 0  # the seed in which every candidate ran
+
+
 def rules() -> dict[str, Patch]:
     return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES
 
 
-def curve(steps: int = STEPS, sampler: str = "euler") -> Iterator[Row]:
-    for cfg in CURVE:
-        yield Row(PLAIN, cfg, steps, sampler)
+def rows(seed: int) -> Iterator[Row]:
+    """The plain curve, every rule at GUIDANCE, then the sweep."""
+    yield from (Row(PLAIN, cfg) for cfg in CURVE)
+    chosen = CANDIDATES if seed == SCREENED else FINALISTS
+    yield from (Row(rule, GUIDANCE) for rule in (*chosen, *PEERS, *OURS))
+    yield from (Row(rule, cfg) for cfg in SWEEP for rule in SWEPT)
+
+
+def measure(seed: Seed, results: Results) -> None:
+    """What is lacking of this seed's rows."""
+    patches = rules()
+
+    def measured(row: Row) -> dict[str, float]:
+        return seed.measures(patches[row.rule], row.cfg, row.steps, row.sampler)
+
+    make(f"referee, seed {seed.seed}", rows(seed.seed), results, measured)

@@ -18,9 +18,9 @@ from gimbal.core.aqclip import aqclip
 from gimbal.core.micrograin import micrograin
 from gimbal.core.samg import guidance_energy, scale_map
 from gimbal.host.sampling.hooks import add_stage
-from gimbal.host.sampling.stages import Call, DenoisedStage, GuidanceStage, Window
+from gimbal.host.sampling.stages import CallContext, DenoisedStage, GuidanceStage, Window
 
-from .qsilk import STRONG, STRIDE, TILE
+from .qsilk import STRIDE, STRONG, TILE
 
 SPACE = (2, 3)
 EVERYTHING = (1, 2, 3)
@@ -62,7 +62,7 @@ class Limited(DenoisedStage):
     def settings(self) -> str:
         return "candidate"
 
-    def apply(self, denoised: Tensor, state: None, call: Call) -> Tensor:
+    def apply(self, denoised: Tensor, state: None, call: CallContext) -> Tensor:
         return self.limit(denoised)
 
 
@@ -139,7 +139,9 @@ def bands(g: Tensor, cond: Tensor, low: float, high: float, size: int = 3) -> Te
     return low * smooth + high * (g - smooth)
 
 
-def orthogonal(g: Tensor, cond: Tensor, keep: float, dims: tuple[int, ...] = EVERYTHING, centre: bool = False) -> Tensor:
+def orthogonal(
+    g: Tensor, cond: Tensor, keep: float, dims: tuple[int, ...] = EVERYTHING, centre: bool = False
+) -> Tensor:
     """The guidance's part parallel to the conditional prediction kept by this share, over these dimensions."""
     towards = cond - cond.mean(SPACE, keepdim=True) if centre else cond
     share = (g * towards).sum(dims, keepdim=True) / towards.square().sum(dims, keepdim=True).clamp_min(1e-8)

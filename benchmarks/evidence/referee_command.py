@@ -1,0 +1,50 @@
+"""Guidance rules and limits against plain guidance of equal strength, by real ComfyUI sampling of the letters model.
+
+    python dev.py bench referee [--seeds=0,1]
+
+Rows that are stored are not made again: on a fresh clone this writes docs/EQUAL_STRENGTH.md and its figure only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _gimbal
+import torch
+
+from evidence import comfyui_runs, judge, referee, referee_report, runs
+
+ROOT = _gimbal.ROOT
+RESULTS = ROOT / "benchmarks" / "evidence" / "results"
+DOCUMENT = ROOT / "docs" / "EQUAL_STRENGTH.md"
+SEEDS, SAMPLES = range(5), 32
+PRECISION = "float32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="comma-separated")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    critic = judge.load(ROOT / ".dev" / "evidence")
+    model = comfyui_runs.load(options.comfyui.resolve(), PRECISION)
+    options.results.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        for seed in map(int, options.seeds.split(",")):
+            results = runs.Results(
+                options.results / f"referee-seed{seed}.json", runs.about(SAMPLES, seed, PRECISION)
+            )
+            referee.measure(comfyui_runs.Seed(model, SAMPLES, seed, critic), results)
+    if options.results == RESULTS:
+        found = referee_report.tables(RESULTS)
+        DOCUMENT.write_text(referee_report.filled(DOCUMENT.read_text(encoding="utf-8"), found), encoding="utf-8")
+        referee_report.draw(RESULTS, ROOT / "docs" / "images" / "equal_strength.png")
+
+
+if __name__ == "__main__":
+    main()

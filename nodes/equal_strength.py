@@ -1,0 +1,77 @@
+"""Compare at Equal Strength: is a patched model better, or only weaker or stronger?"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..host.comparing import compare, ksampler
+
+ADVANCED = {"advanced": True}  # older ComfyUI takes it in this form only
+
+
+class GimbalEqualStrength(io.ComfyNode):
+    NAME = "Compare at Equal Strength"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GimbalEqualStrength",
+            display_name=cls.NAME,
+            category="gimbal/guidance",
+            description="Samples a patched model, finds the plain cfg whose latents are as strong (have the same deviation), "
+            "and gives both. A patch that only weakens or strengthens guidance looks no better than that plain cfg.",
+            inputs=[
+                io.Model.Input("model", tooltip="With the patches to judge. It is sampled once, at cfg."),
+                io.Model.Input(
+                    "plain_model", tooltip="The same model without them. It is sampled up to max_runs times."
+                ),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input(
+                    "latent_image", tooltip="A batch tells more than one picture, and is matched as a whole."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input(
+                    "cfg", default=7.0, min=1.0, max=100.0, step=0.1, round=0.01, tooltip="Of the patched model."
+                ),
+                io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler"),
+                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="normal"),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                io.Float.Input(
+                    "tolerance",
+                    default=0.5,
+                    min=0.05,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How close the deviations have to be, in percent. A smaller value may take more runs.",
+                    extra_dict=ADVANCED,
+                ),
+                io.Int.Input(
+                    "max_runs",
+                    default=5,
+                    min=1,
+                    max=20,
+                    tooltip="Runs of the plain model, at most.",
+                    extra_dict=ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="patched"),
+                io.Latent.Output(display_name="plain"),
+                io.Float.Output(display_name="plain_cfg"),
+                io.String.Output(display_name="text"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, plain_model, cfg: float, tolerance: float, max_runs: int, **options: Any) -> io.NodeOutput:
+        found = compare(cls.NAME, model, plain_model, partial(ksampler, **options), cfg, max_runs, tolerance / 100)
+        return io.NodeOutput(found.patched, found.plain, found.chosen.scale, found.text())
+
+
+NODES = [GimbalEqualStrength]
