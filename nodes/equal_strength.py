@@ -10,8 +10,6 @@ from comfy_api.latest import io
 
 from ..host.comparing import compare, ksampler
 
-ADVANCED = {"advanced": True}  # older ComfyUI takes it in this form only
-
 
 class GimbalEqualStrength(io.ComfyNode):
     NAME = "Compare at Equal Strength"
@@ -49,16 +47,8 @@ class GimbalEqualStrength(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     tooltip="How close the deviations have to be, in percent. A smaller value may take more runs.",
-                    extra_dict=ADVANCED,
                 ),
-                io.Int.Input(
-                    "max_runs",
-                    default=5,
-                    min=1,
-                    max=20,
-                    tooltip="Runs of the plain model, at most.",
-                    extra_dict=ADVANCED,
-                ),
+                io.Int.Input("max_runs", default=5, min=1, max=20, tooltip="Runs of the plain model, at most."),
             ],
             outputs=[
                 io.Latent.Output(display_name="patched"),

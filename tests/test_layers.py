@@ -40,6 +40,7 @@ THIRD_PARTY = {
 OPTIONAL = {("calibration/plots.py", "matplotlib")}  # imported where it is used
 # Of ComfyUI, what a node's declaration needs beside comfy_api.
 DECLARES = {
+    ("nodes/equal_strength.py", "comfy.samplers"): "the choices of sampler_name and scheduler",
     ("nodes/_calibrating.py", "comfy.samplers"): "the choices of sampler_name and scheduler",
     ("nodes/qdrift.py", "comfy.samplers"): "the choices of sampler_name, and the SAMPLER that the node returns",
 }

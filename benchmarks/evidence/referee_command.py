@@ -36,9 +36,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         for seed in map(int, options.seeds.split(",")):
-            results = runs.Results(
-                options.results / f"referee-seed{seed}.json", runs.about(SAMPLES, seed, PRECISION)
-            )
+            results = runs.Results(options.results / f"referee-seed{seed}.json", runs.about(SAMPLES, seed, PRECISION))
             referee.measure(comfyui_runs.Seed(model, SAMPLES, seed, critic), results)
     if options.results == RESULTS:
         found = referee_report.tables(RESULTS)

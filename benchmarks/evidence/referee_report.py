@@ -53,12 +53,7 @@ def tables(folder: Path) -> dict[str, str]:
     part, first = Part(folder, "referee"), Part(folder, "referee")
     first.stored = [seed for seed in first.stored if seed["about"]["seed"] == SCREENED]
     at_guidance = [name for name in _rules() if Row(name, GUIDANCE).name in part]
-    swept = [
-        (rule, cfg)
-        for rule in SWEPT
-        for cfg in sorted({GUIDANCE, *SWEEP})
-        if Row(rule, cfg).name in part
-    ]
+    swept = [(rule, cfg) for rule in SWEPT for cfg in sorted({GUIDANCE, *SWEEP}) if Row(rule, cfg).name in part]
     screened = [name for name in referee.CANDIDATES if Row(name, GUIDANCE).name in first.stored[0]["runs"]]
     return {
         "plain": tabulate(CURVE, ("cfg", lambda row: row.split(", ")[1]), *_means(part)),
@@ -147,6 +142,8 @@ def draw(folder: Path, path: Path) -> None:
         axis.grid(color=figures.GRID, linewidth=0.6, which="both")
         axis.set_axisbelow(True)
     axes[0].legend(fontsize=8, facecolor=figures.PAPER, edgecolor=figures.GRID)
-    figure.suptitle(f"Every rule at cfg {GUIDANCE:g} beside plain guidance: below the curve is better at equal contrast")
+    figure.suptitle(
+        f"Every rule at cfg {GUIDANCE:g} beside plain guidance: below the curve is better at equal contrast"
+    )
     figure.savefig(path, dpi=100, facecolor=figures.PAPER)
     plt.close(figure)

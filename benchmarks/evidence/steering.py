@@ -17,8 +17,7 @@ from torch import Tensor
 from gimbal.core.aqclip import aqclip
 from gimbal.core.micrograin import micrograin
 from gimbal.core.samg import guidance_energy, scale_map
-from gimbal.host.sampling.hooks import add_stage
-from gimbal.host.sampling.stages import CallContext, DenoisedStage, GuidanceStage, Window
+from gimbal.host.sampling.stages import CallContext, DenoisedStage, GuidanceStage, Stage, Window
 
 from .qsilk import STRIDE, STRONG, TILE
 
@@ -66,16 +65,22 @@ class Limited(DenoisedStage):
         return self.limit(denoised)
 
 
+def _with_stage(model: Any, stage: Stage) -> Any:
+    from gimbal.host.sampling.hooks import add_stage  # ComfyUI is on the path once the model is loaded
+
+    return add_stage(model, stage)
+
+
 def extra(function: Extra, start: float = 0.0, end: float = 1.0) -> Callable[[Any], Any]:
-    return lambda model: add_stage(model, Extras("candidate", Window(start, end), extra=function))
+    return lambda model: _with_stage(model, Extras("candidate", Window(start, end), extra=function))
 
 
 def guided(function: Callable[[Tensor, Tensor], Tensor], start: float = 0.0, end: float = 1.0) -> Callable[[Any], Any]:
-    return lambda model: add_stage(model, Guided("candidate", Window(start, end), change=function))
+    return lambda model: _with_stage(model, Guided("candidate", Window(start, end), change=function))
 
 
 def limited(function: Limit, start: float = 0.0, end: float = 1.0) -> Callable[[Any], Any]:
-    return lambda model: add_stage(model, Limited("candidate", Window(start, end), limit=function))
+    return lambda model: _with_stage(model, Limited("candidate", Window(start, end), limit=function))
 
 
 def chain(*patches: Callable[[Any], Any]) -> Callable[[Any], Any]:
