@@ -86,6 +86,7 @@ PEERS = {
     "tonemapping": tonemapped,
     "interval 0.2 to 0.8": s.interval(0.2, 0.8),
 }
+SHRUNK = partial(s.shrunk, share=1.0)
 DECORRELATED = partial(s.orthogonal, keep=0.0, dims=s.SPACE, centre=True)
 
 
@@ -101,7 +102,13 @@ CANDIDATES = {
     "guidance clamped 1 %": s.extra(partial(s.clamped, share=0.01)),
     "guidance compressed 2": s.extra(partial(s.compressed, knee=2.0)),
     "guidance compressed 1": s.extra(partial(s.compressed, knee=1.0)),
-    "guidance shrunk 1": s.extra(partial(s.shrunk, share=1.0)),
+    "guidance shrunk 1": s.extra(SHRUNK),
+    "guidance shrunk 2": s.extra(partial(s.shrunk, share=2.0)),
+    "guidance shrunk 1, all channels at once": s.extra(partial(s.shrunk, share=1.0, dims=s.EVERYTHING)),
+    "guidance shrunk 1, by place": s.extra(partial(s.shrunk_by_place, share=1.0)),
+    "guidance shrunk 1, compressed 2": composed(SHRUNK, partial(s.compressed, knee=2.0)),
+    "TCFG, guidance shrunk 1": s.chain(PEERS["TCFG"], s.extra(SHRUNK)),
+    "guidance shrunk 1, tonemapping": s.chain(s.extra(SHRUNK), tonemapped),
     "SAMG mean 1": s.extra(partial(s.weighted, weights=s.samg_weights)),
     "swapped mean 1": s.extra(partial(s.weighted, weights=s.swapped_weights)),
     "energy^0.5": s.extra(partial(s.weighted, weights=partial(s.power_weights, power=0.5))),
@@ -116,7 +123,7 @@ CANDIDATES = {
     "decorrelated by half": s.extra(partial(s.orthogonal, keep=0.5, dims=s.SPACE, centre=True)),
     "decorrelated, all channels at once": s.extra(partial(s.orthogonal, keep=0.0, centre=True)),
     "decorrelated, compressed 2": composed(partial(s.compressed, knee=2.0), DECORRELATED),
-    "decorrelated, shrunk 1": composed(partial(s.shrunk, share=1.0), DECORRELATED),
+    "decorrelated, shrunk 1": composed(SHRUNK, DECORRELATED),
     "decorrelated, SAMG mean 1": composed(partial(s.weighted, weights=s.samg_weights), DECORRELATED),
     "decorrelated, no mean": composed(partial(s.without_mean, keep=0.0), DECORRELATED),
     "decorrelated, high band": composed(partial(s.bands, low=0.5, high=1.0), DECORRELATED),
@@ -138,9 +145,11 @@ CANDIDATES = {
 GUIDANCE = 7.0  # of every rule
 FINALISTS = (  # candidates that were promising after one seed, or that were asked for
     *("decorrelated", "decorrelated by half", "decorrelated, compressed 2", "guidance shrunk 1"),
-    *("SAMG mean 1", "micrograin 1 %, moments restored"),
+    *("SAMG mean 1", "micrograin 1 %, moments restored", "guidance shrunk 2", "TCFG, guidance shrunk 1"),
+    *("guidance shrunk 1, all channels at once", "guidance shrunk 1, by place"),
+    *("guidance shrunk 1, compressed 2", "guidance shrunk 1, tonemapping"),
 )
-SWEPT = ("decorrelated", "guidance shrunk 1", "APG")  # at other guidance too
+SWEPT = ("TCFG", "guidance shrunk 1", "TCFG, guidance shrunk 1", "decorrelated", "APG")  # at other guidance too
 SWEEP = (4.0, 9.0)
 SCREENED = 0  # the seed in which every candidate ran
 

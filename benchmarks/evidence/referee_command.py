@@ -20,7 +20,7 @@ from evidence import comfyui_runs, judge, referee, referee_report, runs
 ROOT = _gimbal.ROOT
 RESULTS = ROOT / "benchmarks" / "evidence" / "results"
 DOCUMENT = ROOT / "docs" / "EQUAL_STRENGTH.md"
-SEEDS, SAMPLES = range(5), 32
+SEEDS, SAMPLES = range(4), 32
 PRECISION = "float32"
 
 

@@ -102,10 +102,6 @@ def nothing(g: Tensor, cond: Tensor) -> Tensor:
     return torch.zeros_like(g)
 
 
-def scaled(g: Tensor, cond: Tensor, by: float) -> Tensor:
-    return by * g
-
-
 def weighted(g: Tensor, cond: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
     """Weights (B, 1, h, w) of a mean of 1 in each sample: they change where, not how much."""
     found = weights(g)
@@ -188,10 +184,16 @@ def composed(g: Tensor, cond: Tensor, *extras: Extra) -> Tensor:
     return g
 
 
-def shrunk(g: Tensor, cond: Tensor, share: float) -> Tensor:
-    """Values smaller than `share` of the channel's root mean square fade out: g^3 / (g^2 + share^2 rms^2)."""
+def shrunk(g: Tensor, cond: Tensor, share: float, dims: tuple[int, ...] = SPACE) -> Tensor:
+    """Values smaller than `share` of the root mean square over dims fade out: g^3 / (g^2 + share^2 rms^2)."""
     square = g.square()
-    return g * square / (square + share**2 * square.mean(SPACE, keepdim=True)).clamp_min(1e-20)
+    return g * square / (square + share**2 * square.mean(dims, keepdim=True)).clamp_min(1e-20)
+
+
+def shrunk_by_place(g: Tensor, cond: Tensor, share: float) -> Tensor:
+    """Places of less energy than `share` of the sample's mean fade out: g E / (E + share mean(E))."""
+    energy = guidance_energy(g, torch.zeros_like(g))
+    return g * energy / (energy + share * energy.mean(SPACE, keepdim=True)).clamp_min(1e-20)
 
 
 def compressed(g: Tensor, cond: Tensor, knee: float) -> Tensor:
