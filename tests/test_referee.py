@@ -8,7 +8,7 @@ import torch
 from test_evidence import BENCHMARKS, ROOT, package
 
 package()
-from evidence import referee, referee_report, steering  # noqa: E402
+from evidence import referee, referee_report, report, steering  # noqa: E402
 from evidence.table import Part  # noqa: E402
 
 RESULTS = BENCHMARKS / "evidence" / "results"
@@ -120,6 +120,4 @@ def test_every_rule_and_every_candidate_has_stored_rows():
 
 def test_the_document_is_what_the_stored_rows_give():
     document = (ROOT / "docs" / "EQUAL_STRENGTH.md").read_text(encoding="utf-8")
-    assert referee_report.filled(document, referee_report.tables(RESULTS)) == document
-    places = referee_report.BLOCK.findall(document)
-    assert sorted(places) == sorted(referee_report.tables(RESULTS))
+    assert report.updated(document, referee_report.tables(RESULTS)) == document

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _gimbal
 import torch
 
-from evidence import comfyui_runs, judge, referee, referee_report, runs
+from evidence import comfyui_runs, judge, referee, referee_report, report, runs
 
 ROOT = _gimbal.ROOT
 RESULTS = ROOT / "benchmarks" / "evidence" / "results"
@@ -40,7 +40,7 @@ def main() -> None:
             referee.measure(comfyui_runs.Seed(model, SAMPLES, seed, critic), results)
     if options.results == RESULTS:
         found = referee_report.tables(RESULTS)
-        DOCUMENT.write_text(referee_report.filled(DOCUMENT.read_text(encoding="utf-8"), found), encoding="utf-8")
+        DOCUMENT.write_text(report.updated(DOCUMENT.read_text(encoding="utf-8"), found), encoding="utf-8")
         referee_report.draw(RESULTS, ROOT / "docs" / "images" / "equal_strength.png")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,6 @@ SHOWN = {
     "spread": "deviation",
     "norm": "guidance norm",
 }
-BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 CURVE = [Row(PLAIN, cfg).name for cfg in referee.CURVE]
 
 
@@ -112,18 +110,13 @@ def _plain_cell(first: Part, axis: str, measure: str, rule: str) -> str:
     return "-" if math.isnan(found) else f"{100 * math.expm1(found):+.0f} %"
 
 
-def filled(document: str, found: dict[str, str]) -> str:
-    """The document with these tables between its marks. KeyError for a place without a table."""
-    return BLOCK.sub(lambda match: f"<!-- table: {match[1]} -->\n\n{found[match[1]]}\n\n<!-- end -->", document)
-
-
 def draw(folder: Path, path: Path) -> None:
     """Both distances against contrast: lower is better, and below the curve is better at equal contrast."""
     from . import figures
 
     part = Part(folder, "referee")
     plt = figures.plt
-    figure, axes = plt.subplots(1, 2, figsize=(11.5, 5.6), facecolor=figures.PAPER, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 6), facecolor=figures.PAPER, layout="constrained")
     groups = {"ours": (referee.OURS, "#c2410c", "s"), "peers": (referee.PEERS, "#0369a1", "o")}
     groups["candidates"] = (referee.CANDIDATES, "#4d7c0f", "D")
     for axis, (measure, title) in zip(axes, SPACES.items(), strict=True):
@@ -136,8 +129,12 @@ def draw(folder: Path, path: Path) -> None:
             places = {rule: [part.mean(row, key).mean for key in ("contrast", measure)] for rule, row in rows.items()}
             axis.plot(*zip(*places.values(), strict=True), color=colour, marker=marker, linestyle="none", label=label)
             for rule, place in places.items():
-                axis.annotate(rule, place, (5, 3), textcoords="offset points", color=colour, fontsize=6.5)
-        axis.set(xlabel="contrast of the pictures (standard deviation)", ylabel=title, yscale="log")
+                if label != "candidates":
+                    axis.annotate(
+                        rule, place, (-6, 2), textcoords="offset points", color=colour, fontsize=7, ha="right"
+                    )
+        axis.set(xlabel="contrast of the pictures (standard deviation)", ylabel=title, yscale="log", xlim=(0.25, 0.68))
+        figures._ground(axis, axis.yaxis, (*figures.DISTANCES, 12.5, 17.5, 25, 50, 80))
         axis.set_facecolor(figures.PAPER)
         axis.grid(color=figures.GRID, linewidth=0.6, which="both")
         axis.set_axisbelow(True)
