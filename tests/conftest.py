@@ -21,16 +21,18 @@ def register_package() -> None:
     spec.loader.exec_module(package)
 
 
-def register_devkit() -> None:
+def register_folder(name: str, folder: Path) -> None:
+    """A package outside the pack, without its folder on sys.path."""
     spec = importlib.util.spec_from_file_location(
-        "devkit", ROOT / "devkit" / "__init__.py", submodule_search_locations=[str(ROOT / "devkit")]
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    sys.modules["devkit"] = importlib.util.module_from_spec(spec)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
 if "gimbal" not in sys.modules:
     register_package()
-    register_devkit()
+    register_folder("devkit", ROOT / "devkit")
+    register_folder("evidence", ROOT / "benchmarks" / "evidence")
 
 
 def pytest_addoption(parser):

@@ -1,10 +1,8 @@
 """The mathematics of the evidence benchmark, and that its report says what the stored numbers say."""
 
-import importlib.util
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +10,12 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from evidence import bands, calibrate, formats, metrics, table, verdicts
+
+from gimbal.core.solvers import make_plan, run
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-
-
-def package():
-    if "evidence" not in sys.modules:
-        folder = BENCHMARKS / "evidence"
-        spec = importlib.util.spec_from_file_location(
-            "evidence", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["evidence"] = module
-        spec.loader.exec_module(module)
-
-
-package()
-from evidence import bands, calibrate, formats, metrics, table, verdicts  # noqa: E402
-
-from gimbal.core.solvers import make_plan, run  # noqa: E402
 
 
 def features(seed, count=300, width=7, scale=1.0, shift=0.0):

@@ -2,16 +2,16 @@
 
 import json
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from test_evidence import BENCHMARKS, ROOT, package
+from evidence import referee, referee_report, report, steering
+from evidence.table import Part
 
-package()
-from evidence import referee, referee_report, report, steering  # noqa: E402
-from evidence.table import Part  # noqa: E402
-
-RESULTS = BENCHMARKS / "evidence" / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "evidence" / "results"
 
 
 def predictions(seed=0):
@@ -21,8 +21,6 @@ def predictions(seed=0):
 
 
 def test_candidates_treat_samples_independently():
-    from functools import partial
-
     g, cond = predictions()
     extras = [
         partial(steering.weighted, weights=steering.samg_weights),

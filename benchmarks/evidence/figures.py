@@ -10,11 +10,11 @@ import matplotlib
 import numpy as np
 
 from . import quantization as q
-from . import samg, samg_report
+from . import referee, referee_report, samg, samg_report
 from .formats import HEAVY, MILD, NumberFormat
 from .paired_sampler import NOISE
 from .quantization_report import TITLES, Quantized
-from .table import Part
+from .table import SPACES, Part
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -38,6 +38,11 @@ CORRECTIONS = {
     q.GAIN: ("#a16207", "^"),
     q.MOMENTS: ("#4d7c0f", "D"),
     q.BOTH: ("#7e22ce", "x"),
+}
+KINDS = {  # colour, marker
+    "nodes of this pack": (referee.OURS, "#c2410c", "s"),
+    "nodes of ComfyUI": (referee.PEERS, "#0369a1", "o"),
+    "candidates": (referee.CANDIDATES, "#4d7c0f", "D"),
 }
 NUMBERED = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
 DISTANCES = (4, 6, 8, 10, 15, 20, 30, 40, 60, 100, 150)
@@ -113,6 +118,31 @@ def corrections(found: Quantized, path: Path) -> None:
     handles = [plt.Line2D([], [], color=c, marker=m, linestyle="none") for c, m in styles.values()]
     figure.legend(handles, list(styles), loc="outside lower center", ncols=len(styles), fontsize=9, frameon=False)
     _save(figure, path, "Left of 1: nearer to full precision than the uncorrected quantized model", dpi=100)
+
+
+def equal_strength(part: Part, path: Path) -> None:
+    """Both distances against contrast: lower is better, and below the curve is better at equal contrast."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 6), facecolor=PAPER, layout="constrained")
+    for axis, (measure, title) in zip(axes, SPACES.items(), strict=True):
+
+        def place(row: str, measure: str = measure) -> list[float]:
+            return [part.mean(row, key).mean for key in ("contrast", measure)]
+
+        curve = [place(row) for row in referee_report.CURVE]
+        axis.plot(*zip(*curve, strict=True), color=INK, marker=".", linewidth=1.3, label="plain CFG")
+        for cfg, point in zip(referee.CURVE, curve, strict=True):
+            axis.annotate(f"{cfg:g}", point, (6, -8), textcoords="offset points", color=INK, fontsize=7)
+        for label, (rules, colour, marker) in KINDS.items():
+            rows = {rule: referee.Row(rule, referee.GUIDANCE).name for rule in rules}
+            places = {rule: place(row) for rule, row in rows.items() if row in part}
+            axis.plot(*zip(*places.values(), strict=True), color=colour, marker=marker, linestyle="none", label=label)
+            for rule, point in places.items() if label != "candidates" else ():
+                axis.annotate(rule, point, (-6, 2), textcoords="offset points", color=colour, fontsize=7, ha="right")
+        axis.set(xlabel="contrast of the pictures (standard deviation)", ylabel=title, yscale="log", xlim=(0.25, 0.68))
+        _format(axis, axis.yaxis, DISTANCES)
+    axes[0].legend(fontsize=8, facecolor=PAPER, edgecolor=GRID)
+    title = f"Every rule at cfg {referee.GUIDANCE:g} and plain guidance: below the curve is better at equal contrast"
+    _save(figure, path, title, dpi=100)
 
 
 def _format(axis: plt.Axes, log: Axis, ticks: Sequence[float]) -> None:

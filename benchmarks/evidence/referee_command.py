@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _gimbal
 import torch
 
-from evidence import comfyui_runs, judge, referee, referee_report, report, runs
+from evidence import comfyui_runs, figures, judge, referee, referee_report, report, runs, table
 
 ROOT = _gimbal.ROOT
 RESULTS = ROOT / "benchmarks" / "evidence" / "results"
@@ -41,7 +41,7 @@ def main() -> None:
     if options.results == RESULTS:
         found = referee_report.tables(RESULTS)
         DOCUMENT.write_text(report.updated(DOCUMENT.read_text(encoding="utf-8"), found), encoding="utf-8")
-        referee_report.draw(RESULTS, ROOT / "docs" / "images" / "equal_strength.png")
+        figures.equal_strength(table.Part(RESULTS, "referee"), ROOT / "docs" / "images" / "equal_strength.png")
 
 
 if __name__ == "__main__":

@@ -108,39 +108,3 @@ def _compared(part: Part, rows: list[tuple[str, float]]) -> str:
 def _plain_cell(first: Part, axis: str, measure: str, rule: str) -> str:
     found = ratio(first, Row(rule, GUIDANCE).name, axis, measure).mean
     return "-" if math.isnan(found) else f"{100 * math.expm1(found):+.0f} %"
-
-
-def draw(folder: Path, path: Path) -> None:
-    """Both distances against contrast: lower is better, and below the curve is better at equal contrast."""
-    from . import figures
-
-    part = Part(folder, "referee")
-    plt = figures.plt
-    figure, axes = plt.subplots(1, 2, figsize=(13, 6), facecolor=figures.PAPER, layout="constrained")
-    groups = {"ours": (referee.OURS, "#c2410c", "s"), "peers": (referee.PEERS, "#0369a1", "o")}
-    groups["candidates"] = (referee.CANDIDATES, "#4d7c0f", "D")
-    for axis, (measure, title) in zip(axes, SPACES.items(), strict=True):
-        curve = [[part.mean(row, key).mean for row in CURVE] for key in ("contrast", measure)]
-        axis.plot(*curve, color=figures.INK, marker=".", linewidth=1.3, label="plain CFG")
-        for cfg, x, y in zip(referee.CURVE, *curve, strict=True):
-            axis.annotate(f"{cfg:g}", (x, y), (3, -10), textcoords="offset points", color=figures.INK, fontsize=7)
-        for label, (rules, colour, marker) in groups.items():
-            rows = {rule: Row(rule, GUIDANCE).name for rule in rules if Row(rule, GUIDANCE).name in part}
-            places = {rule: [part.mean(row, key).mean for key in ("contrast", measure)] for rule, row in rows.items()}
-            axis.plot(*zip(*places.values(), strict=True), color=colour, marker=marker, linestyle="none", label=label)
-            for rule, place in places.items():
-                if label != "candidates":
-                    axis.annotate(
-                        rule, place, (-6, 2), textcoords="offset points", color=colour, fontsize=7, ha="right"
-                    )
-        axis.set(xlabel="contrast of the pictures (standard deviation)", ylabel=title, yscale="log", xlim=(0.25, 0.68))
-        figures._ground(axis, axis.yaxis, (*figures.DISTANCES, 12.5, 17.5, 25, 50, 80))
-        axis.set_facecolor(figures.PAPER)
-        axis.grid(color=figures.GRID, linewidth=0.6, which="both")
-        axis.set_axisbelow(True)
-    axes[0].legend(fontsize=8, facecolor=figures.PAPER, edgecolor=figures.GRID)
-    figure.suptitle(
-        f"Every rule at cfg {GUIDANCE:g} beside plain guidance: below the curve is better at equal contrast"
-    )
-    figure.savefig(path, dpi=100, facecolor=figures.PAPER)
-    plt.close(figure)
