@@ -109,7 +109,7 @@ class GimbalMicrograin(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qsilk",
             description="Keeps every step's prediction within its own value range by clamping the few most extreme "
-            "values of each sample, after guidance. Helps when high guidance or few steps burn colours.",
+            "values of each sample, after guidance. A little less burn at high guidance; a slightly lower cfg does about as much.",
             inputs=[io.Model.Input("model"), *limits(), *_inputs.window(), *shape()],
             outputs=[io.Model.Output(display_name="model")],
         )
