@@ -15,14 +15,14 @@ CLEAR = 0.03
 # or the distance of their statistics, where that is not small already, and leave the error as it is.
 CLEAR_DISTANCE, WORTH_IT, UNCHANGED = 0.2, 0.01, 0.02
 PLAIN = "plain"
-TRIED_CORRECTIONS = ("drift", "moments", "both")
+CORRECTIONS = ("drift", "moments", "both", "layers", "layers and moments")
 # What a trial may hold: strengths, measures (a share of full precision's variance), ways of sampling, runs.
 MOST_STRENGTH, MOST_MEASURE, MOST_CANDIDATES, MOST_RUNS = 10.0, 1e15, 100, 10_000
 
 
 @dataclass(frozen=True)
 class Advice:
-    """correction: drift, moments, both, or "" for leaving the model alone. error: its error by plain sampling's."""
+    """correction: one of CORRECTIONS, or "" for leaving the model alone. error: its error by plain sampling's."""
 
     correction: str
     strength: float

@@ -149,7 +149,7 @@ class LayerOffsets:
             raise ValueError(f"layer correction: of its three parts the file has {', '.join(given)} only; {REMEDY}.")
         try:
             places = tuple(Place(str(name), *map(int, rest)) for name, *rest in json.loads(metadata[PLACES]))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"layer correction: {PLACES} cannot be read ({error}); {REMEDY}.") from error
         return cls(places, tensors[SIGMA_END], tensors[OFFSET])
 
