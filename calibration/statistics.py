@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.layer_correction import LayerOffsets
 from . import files, layer_fields
+from .correctors import Beside, map_names
 from .interpolation import interpolated
 from .moments import JointMoments
 from .provenance import Provenance
@@ -27,7 +28,6 @@ TRIAL = "trial"  # in the metadata
 
 Channels = Literal["channel", "scalar"]
 Kind = Literal["conditional", "unconditional"]
-Beside = Literal["", "drift", "layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +161,7 @@ class QDriftStatistics:
 
     def state_map(self, beside: Beside = "") -> StateMap | None:
         """Moment matching's maps, those found by themselves or beside another correction; None where the file has none."""
-        scale, shift = {
-            "": (self.state_scale, self.state_shift),
-            "drift": (self.state_scale_drift, self.state_shift_drift),
-            "layers": (self.state_scale_layers, self.state_shift_layers),
-        }[beside]
+        scale, shift = (getattr(self, name) for name in map_names(beside))
         if self.state_sigma is None or scale is None or shift is None:
             return None
         return StateMap(float(self.sigma[0]), self.state_sigma, scale, shift)
