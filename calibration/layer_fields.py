@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..core.layer_correction import OFFSET, PLACES, REMEDY, SIGMA_END, LayerOffsets
-from .text import shown
+from .text import printable
 
 MOST_PLACES, MOST_NAME, MOST_CHANNELS = 20_000, 400, 2**20
 
@@ -22,7 +22,7 @@ def take(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> LayerOffset
     try:
         found = LayerOffsets.from_file(own, metadata)
     except ValueError as error:
-        raise ValueError(shown(error, 400)) from error  # it may quote the file
+        raise ValueError(printable(error, 400)) from error  # it may quote the file
     fault = None if found is None else _fault(found)
     if fault:
         raise ValueError(f"layer correction: {fault}; {REMEDY}.")
@@ -48,7 +48,7 @@ def _fault(layers: LayerOffsets) -> str | None:
         return f"it has {len(layers.places)} places, more than {MOST_PLACES}"
     for place in layers.places:
         if not place.name or len(place.name) > MOST_NAME or not place.name.isprintable():
-            return f"{PLACES} names {shown(place.name, 80)!r}, which is no module"
+            return f"{PLACES} names {printable(place.name, 80)!r}, which is no module"
         if place.channels > MOST_CHANNELS:
-            return f"{shown(place.name, 80)} has {place.channels} channels, more than {MOST_CHANNELS}"
+            return f"{printable(place.name, 80)} has {place.channels} channels, more than {MOST_CHANNELS}"
     return None

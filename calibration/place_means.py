@@ -13,7 +13,7 @@ from ..core import places
 from ..core.layer_correction import Layout
 from ..core.places import Place
 from . import storage
-from .text import shown
+from .text import printable
 from .validate import MOST_VALUE, range_fault
 
 FORMAT = "gimbal.qdrift.means/1"
@@ -81,7 +81,7 @@ def load(path: Path) -> PlaceMeans | None:
             kinds = _kinds(file.metadata.get(kind, "") for kind in ("residual", "block"))
             return PlaceMeans(*kinds, mean)
     except ValueError as error:
-        raise ValueError(f"{shown(path, None)}: {shown(error, 400)}; {REMEDY}.") from error
+        raise ValueError(f"{printable(path, None)}: {printable(error, 400)}; {REMEDY}.") from error
 
 
 def _kinds(texts: Iterable[str]) -> tuple[tuple[Place, ...], ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import place_means, storage
 from .place_means import PlaceMeans
-from .text import shown
+from .text import printable
 from .validate import MOST_VALUE, range_fault
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .correctors import CORRECTORS
-from .text import is_number, shown, strict_json
+from .text import is_number, printable, strict_json
 
 # To be advised a correction must lower the samples' own error in every run, by this share on the whole;
 CLEAR = 0.03

@@ -17,14 +17,13 @@ from ..calibration.correctors import CORRECTORS, DRIFT, Corrector
 from ..calibration.layer_fields import described
 from ..calibration.state_map import StateMap
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
-from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map, MomentMatcher
-from ..core.plan import Plan, make_plan
+from ..core.plan import PathName, Plan, Rule, make_plan
 from ..core.solvers import run
 from . import identity
 from .model_kind import latent_format, path_of
 from .network_layers import ActingLayers
-from .per_call import PerCall
+from .per_call import PerCallCorrector
 from .sampling.hooks import around_network
 from .sampling.stages import Window
 
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
 ADVISED = "advised"
-CORRECTIONS = (ADVISED, *CORRECTORS)
+CORRECTION_CHOICES = (ADVISED, *CORRECTORS)
 ANCESTRAL = (sampling.sample_euler_ancestral, sampling.sample_euler_ancestral_RF)
 
 

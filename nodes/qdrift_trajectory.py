@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..calibration.trajectories import TrajectoryStore
 from ..calibration.trajectory_header import HEADER, read_header, write_header
-from ..host import identity, output_tracking, qdrift_folder
+from ..host import identity, qdrift_folder, output_tracking
 from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
 from ..host.calibrating.layer_means import PlaceWatch
@@ -98,7 +98,7 @@ class GimbalQDriftRecord(io.ComfyNode):
         watch = PlaceWatch(cls.NAME, schedule.sigmas)
         record_all(cls.NAME, full_model, schedule, planned[:fitted], store, progress, watch)
         record_all(cls.NAME, full_model, schedule, planned[fitted:], store, progress)
-        written.note(cls.NAME, widgets, folder / HEADER, before)
+        output_tracking.note(cls.NAME, widgets, folder / HEADER, before)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
 

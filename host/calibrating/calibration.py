@@ -28,7 +28,7 @@ from .model_pair import ModelPair
 from .recording import Progress
 from .resume import Resume, fitted_name
 from .sampling_runs import CalibrationRun, Schedule
-from .task import DRIFT_ALONE, DRIFT_AND_MOMENTS, Settings, Task
+from .task import DRIFT_AND_MOMENTS, DRIFT_ALONE, Settings, Task
 from .trying import try_corrections
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Calibration:
         self.residuals = residuals(results)
         found = self._statistics(results)
         found = with_layers(self.task, found, store)
-        if self.task.settings.correction == ALL:
+        if self.task.settings.correction == DRIFT_AND_MOMENTS:
             found = with_maps(self.task, found, results)
         return replace(found, trial=try_corrections(self.task, found, store))
 

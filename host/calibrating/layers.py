@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...calibration.place_means import PlaceMeans
 from ...calibration.statistics import QDriftStatistics
-from ...calibration.trajectories import InFolder
+from ...calibration.trajectories import TrajectoryStore
 from ...core import places
 from ...core.layer_correction import LayerOffsets, Layout
 from ...core.layer_estimate import ClosedLoop, even_groups, offsets
@@ -24,8 +24,8 @@ from ..network_layers import place_fault
 from ..sampling.hooks import NetworkCall, around_network
 from .layer_means import level_of
 from .recording import run_name
-from .sampling_runs import Run, final_state
-from .task import ALL, Task
+from .sampling_runs import CalibrationRun, final_state
+from .task import DRIFT_AND_MOMENTS, Task
 
 logger = logging.getLogger(__name__)
 GROUPS = 4  # of the schedule's steps, each with offsets of its own
@@ -33,7 +33,7 @@ GROUPS = 4  # of the schedule's steps, each with offsets of its own
 
 def worthwhile(node: str, correction: str, full: ModelPatcher, quantized: ModelPatcher) -> bool:
     """Whether a calibration of this pair looks for a layer correction; says why not where it could be expected."""
-    if correction != ALL:
+    if correction != DRIFT_AND_MOMENTS:
         return False
     try:
         places.find(*(model.model.diffusion_model for model in (full, quantized)))
@@ -43,9 +43,11 @@ def worthwhile(node: str, correction: str, full: ModelPatcher, quantized: ModelP
     return True
 
 
-def recorded(node: str, correction: str, store: InFolder, runs: list[Run], quantized: ModelPatcher) -> bool:
+def recorded(
+    node: str, correction: str, store: TrajectoryStore, runs: list[CalibrationRun], quantized: ModelPatcher
+) -> bool:
     """As `worthwhile`, for runs that were recorded before."""
-    if correction != ALL:
+    if correction != DRIFT_AND_MOMENTS:
         return False
     if not all(store.holds_means(run_name(run)) for run in runs):
         logger.info(
@@ -84,7 +86,7 @@ def common(means: PlaceMeans, quantized: ModelPatcher) -> tuple[Place, ...]:
     return blocks
 
 
-def with_layers(task: Task, statistics: QDriftStatistics, store: InFolder) -> QDriftStatistics:
+def with_layers(task: Task, statistics: QDriftStatistics, store: TrajectoryStore) -> QDriftStatistics:
     """The statistics with the layer correction; as they are, and a line in the log, where none can be found."""
     if not task.settings.layers:
         return statistics
@@ -100,7 +102,7 @@ def with_layers(task: Task, statistics: QDriftStatistics, store: InFolder) -> QD
 class _Search:
     """Runs of the quantized model, each corrected by the ones before it and by itself."""
 
-    def __init__(self, task: Task, store: InFolder):
+    def __init__(self, task: Task, store: TrajectoryStore):
         self._task, self._store = task, store
         self._layout = Layout(common(_means(store, task.runs[0]), task.models.quantized))
         self._groups = even_groups(task.schedule.steps, min(GROUPS, task.schedule.steps))
@@ -117,7 +119,7 @@ class _Search:
             task.progress.end(task.schedule.steps)
         return offsets(self._layout, task.schedule.sigmas[:-1].tolist(), self._groups, runs)
 
-    def _difference(self, run: Run, earlier: RunMeans) -> Tensor:
+    def _difference(self, run: CalibrationRun, earlier: RunMeans) -> Tensor:
         task = self._task
         full = _means(self._store, run).of(self._layout.places).to(task.models.quantized.load_device)
         loop = ClosedLoop(self._layout, self._groups, full, earlier)
@@ -138,7 +140,7 @@ class _Search:
         return loop.difference()
 
 
-def _means(store: InFolder, run: Run) -> PlaceMeans:
+def _means(store: TrajectoryStore, run: CalibrationRun) -> PlaceMeans:
     found = store.means(run_name(run))
     if found is None:
         raise ValueError(f"full precision's run with seed {run.seed} has no means of its layers; record it again.")

@@ -22,8 +22,8 @@ from ...core.solvers import Stepper
 from ..correction import Correction, noise_sources
 from ..network_layers import ActingLayers
 from ..sampling.hooks import around_network
-from .sampling_runs import Run, sample
-from .task import AS_CALIBRATED, DRIFT_ALONE, Task
+from .sampling_runs import CalibrationRun, sample
+from .task import CALIBRATED_OPTIONS, DRIFT_ALONE, Task
 
 WORDS = {"": "alone", "drift": "with drift corrected", "layers": "with layers corrected"}
 
@@ -38,7 +38,7 @@ def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMom
     for result in results[1:]:
         wanted = [one.merge(other) for one, other in zip(wanted, result.states, strict=True)]
     assert task.plan is not None  # without one, moments cannot be asked for
-    tensors = {"state_sigma": doubles([step.sigma_next for step in task.plan.steps])}
+    tensors = {"state_sigma": to_float64([step.sigma_next for step in task.plan.steps])}
     for name in found(maps=True, layers=statistics.layers is not None):
         beside = CORRECTORS[name].maps
         if beside is not None:
@@ -56,7 +56,7 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
         return before
     words = WORDS[CORRECTORS[kind].maps or ""]
     task.progress.say(f"Quantized, {len(task.runs)} runs together: matching moments, {words}")
-    correction = Correction(task.node, statistics, kind, **AS_CALIBRATED)
+    correction = Correction(task.node, statistics, kind, **CALIBRATED_OPTIONS)
     inside = correction.inside(task.models.quantized)
     sampler = comfy.samplers.sampler_object(task.schedule.sampler).sampler_function
     sampling = task.models.quantized.get_model_object("model_sampling")
@@ -83,7 +83,7 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
 class _QuantizedRun:
     """A run whose steps are samplings of their own, as runs that go on together differ in their prompts."""
 
-    def __init__(self, task: Task, run: Run, plan: Plan, inside: ActingLayers | None):
+    def __init__(self, task: Task, run: CalibrationRun, plan: Plan, inside: ActingLayers | None):
         self._task, self._run, self._plan, self._inside = task, run, plan, inside
         self._stepper: Stepper | None = None
 

@@ -50,7 +50,7 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
     return [done[i] for i in range(len(task.runs))]
 
 
-def _resumed(task: Task, store: InFolder) -> dict[int, RunMoments]:
+def _resumed(task: Task, store: TrajectoryStore) -> dict[int, RunMoments]:
     """What was measured before an interruption."""
     done = {}
     steps = task.schedule.steps * (1 if task.models.full is None else 2)

@@ -12,10 +12,10 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ...calibration.text import printable
-from ...calibration.trajectories import Trajectory, TrajectoryStore
+from ...calibration.trajectories import TrajectoryStore, Trajectory
 from .. import identity, qdrift_folder
 from .layer_means import PlaceWatch
-from .sampling_runs import Run, Schedule, record
+from .sampling_runs import CalibrationRun, Schedule, record
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def record_all(
     node: str,
     model: ModelPatcher,
     schedule: Schedule,
-    runs: Sequence[Run],
-    store: InFolder,
+    runs: Sequence[CalibrationRun],
+    store: TrajectoryStore,
     progress: Progress,
     watch: PlaceWatch | None = None,
 ) -> None:
@@ -85,7 +85,7 @@ def record_one(
     node: str,
     model: ModelPatcher,
     schedule: Schedule,
-    run: Run,
+    run: CalibrationRun,
     which: str,
     progress: Progress,
     watch: PlaceWatch | None = None,
@@ -101,8 +101,8 @@ def run_name(run: CalibrationRun) -> str:
 
 
 def store_for(
-    node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[Run], widths: int = 0
-) -> InFolder:
+    node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[CalibrationRun], widths: int = 0
+) -> TrajectoryStore:
     """Where full precision's runs wait until the statistics are written: on disk, so that Cancel loses one at most.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...calibration import resume_parts
 from ...calibration.collect import RunMoments
 from ...core.run_means import RunMeans
-from ...core.shapes import doubles
+from ...core.shapes import to_float64
 from .. import identity, qdrift_folder
 from .recording import run_name
 from .sampling_runs import CalibrationRun
@@ -53,14 +53,14 @@ class Resume:
 
     def save_layers(self, runs: RunMeans) -> None:
         tensors = {"count": torch.tensor([runs.count], dtype=torch.int64), "mean": runs.mean, "m2": runs.m2}
-        parts.save(self._layers(), tensors)
+        resume_parts.save(self._layers(), tensors)
 
     def load_layers(self, shape: tuple[int, int]) -> RunMeans | None:
         """The layer correction's runs so far, of this shape."""
         return self._usable(lambda: parts.load_layers(self._layers(), shape))
 
-    def save_trial(self, run: Run, measures: Sequence[Sequence[float]]) -> None:
-        parts.save(self._trial(run), {"measures": torch.stack([doubles(pair) for pair in measures])})
+    def save_trial(self, run: CalibrationRun, measures: Sequence[Sequence[float]]) -> None:
+        resume_parts.save(self._trial(run), {"measures": torch.stack([to_float64(pair) for pair in measures])})
 
     def load_trial(self, run: CalibrationRun, candidates: int) -> list[list[float]] | None:
         """What each candidate gave on a held-out run, (candidates, 2)."""
@@ -87,7 +87,7 @@ class Resume:
     def _layers(self) -> Path:
         return self.folder / f"layers_{self.fitted}.partial"
 
-    def _trial(self, run: Run) -> Path:
+    def _trial(self, run: CalibrationRun) -> Path:
         return self.folder / f"trial_{self.fitted}_{run_name(run)}.partial"
 
 

@@ -17,7 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...calibration.trajectories import Call, Trajectory
+from ...calibration.trajectories import ModelCall, Trajectory
 from ..sampling.hooks import around_network
 from .layer_means import PlaceWatch
 
@@ -54,7 +54,7 @@ def record(
     node: str,
     model: ModelPatcher,
     schedule: Schedule,
-    run: Run,
+    run: CalibrationRun,
     on_step: Callable[[int], None],
     watch: PlaceWatch | None = None,
 ) -> Trajectory:
@@ -62,7 +62,7 @@ def record(
 
     watch: gathers the means at the network's places.
     """
-    calls: list[Call] = []
+    calls: list[ModelCall] = []
     final: list[Tensor] = []
     stock = comfy.samplers.sampler_object(schedule.sampler)
 

@@ -15,8 +15,8 @@ from .recording import Progress
 from .resume import Resume
 from .sampling_runs import CalibrationRun, Schedule
 
-DRIFT_ALONE, ALL = "drift", "drift and moments"
-CALIBRATED = (ALL, DRIFT_ALONE)  # what a calibration can find
+DRIFT_ALONE, DRIFT_AND_MOMENTS = "drift", "drift and moments"
+CALIBRATED = (DRIFT_AND_MOMENTS, DRIFT_ALONE)  # what a calibration can find
 # How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
 CALIBRATED_OPTIONS: dict[str, Any] = {
     "strength": 1.0,
@@ -50,7 +50,7 @@ class Settings:
     @property
     def correctors(self) -> list[str]:
         """Names of the corrections that are found."""
-        return found(maps=self.correction == ALL, layers=self.layers)
+        return found(maps=self.correction == DRIFT_AND_MOMENTS, layers=self.layers)
 
     @property
     def candidates(self) -> tuple[tuple[str, float], ...]:
