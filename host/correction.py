@@ -17,8 +17,9 @@ from ..calibration.correctors import CORRECTORS, DRIFT, Corrector
 from ..calibration.layer_fields import described
 from ..calibration.state_map import StateMap
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
+from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map, MomentMatcher
-from ..core.plan import PathName, Plan, Rule, make_plan
+from ..core.plan import Plan, make_plan
 from ..core.solvers import run
 from . import identity
 from .model_kind import latent_format, path_of

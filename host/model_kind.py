@@ -8,7 +8,7 @@ from typing import Any
 from comfy import model_sampling
 from comfy.model_patcher import ModelPatcher
 
-from ..core.plan import PathName
+from ..core.gain_formulas import PathName
 
 
 def path_of(node: str, patcher: Any) -> PathName:

@@ -12,7 +12,7 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ...calibration.text import printable
-from ...calibration.trajectories import TrajectoryStore, Trajectory
+from ...calibration.trajectories import Trajectory, TrajectoryStore
 from .. import identity, qdrift_folder
 from .layer_means import PlaceWatch
 from .sampling_runs import CalibrationRun, Schedule, record

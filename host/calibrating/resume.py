@@ -57,7 +57,7 @@ class Resume:
 
     def load_layers(self, shape: tuple[int, int]) -> RunMeans | None:
         """The layer correction's runs so far, of this shape."""
-        return self._usable(lambda: parts.load_layers(self._layers(), shape))
+        return self._usable(lambda: resume_parts.load_layers(self._layers(), shape))
 
     def save_trial(self, run: CalibrationRun, measures: Sequence[Sequence[float]]) -> None:
         resume_parts.save(self._trial(run), {"measures": torch.stack([to_float64(pair) for pair in measures])})
