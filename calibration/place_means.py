@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,11 +78,7 @@ def load(path: Path) -> PlaceMeans | None:
             fault = range_fault("mean", mean, -MOST_VALUE, MOST_VALUE)
             if fault:
                 raise ValueError(fault)
-            kinds = _kinds(file.metadata.get(kind, "") for kind in ("residual", "block"))
-            return PlaceMeans(*kinds, mean)
+            residual, block = (places.from_text(file.metadata.get(kind, "")) for kind in ("residual", "block"))
+            return PlaceMeans(residual, block, mean)
     except ValueError as error:
         raise ValueError(f"{printable(path, None)}: {printable(error, 400)}; {REMEDY}.") from error
-
-
-def _kinds(texts: Iterable[str]) -> tuple[tuple[Place, ...], ...]:
-    return tuple(places.from_text(text) for text in texts)

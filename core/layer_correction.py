@@ -169,7 +169,7 @@ class LayerOffsets:
         try:
             places = from_text(metadata[PLACES])
         except ValueError as error:
-            raise ValueError(f"layer correction: {PLACES}: {error}; {REMEDY}.") from error
+            raise ValueError(f"layer correction: {PLACES} cannot be read ({error}); {REMEDY}.") from error
         return cls(places, tensors[SIGMA_END], tensors[OFFSET])
 
 

@@ -121,7 +121,7 @@ def from_text(text: str) -> tuple[Place, ...]:
     try:
         return tuple(Place(str(name), *map(int, rest)) for name, *rest in json.loads(text))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"places cannot be read ({error})") from error
+        raise ValueError(f"no list of places: {error}") from error
 
 
 def _common(full: nn.Module, quantized: nn.Module, kind: Kind) -> list[str]:
