@@ -33,7 +33,7 @@ class GimbalQDriftRecord(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="The first half of a calibration, where both models do not fit in system memory: samples with "
-            "full precision and writes every model call to models/qdrift/trajectories.",
+            "full precision and writes every model call, and its layers' means, to models/qdrift/trajectories.",
             inputs=[
                 _calibrating.full_model(),
                 *_calibrating.schedule(),
