@@ -236,3 +236,95 @@ def test_the_sampler_node_gives_the_same(comfy, tiny, stats):
         model, noise, 3.0, sampler, sigmas, positive, negative, latent, disable_pbar=True, seed=0
     )
     assert torch.equal(got, tiny.sample(corrected(model, found, "layers and moments"), "sd3"))
+
+
+# Finding the places.
+
+
+def test_a_call_belongs_to_the_step_that_has_begun():
+    from gimbal.host.calibrating.layer_means import level_of
+
+    sigmas = torch.tensor([10.0, 4.0, 1.0, 0.0])
+    found = [level_of(sigmas, sigma) for sigma in (20.0, 10.0, 6.3, 4.0, 4.0 * (1 + 1e-7), 2.0, 1.0, 0.4)]
+    assert found == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def watched(tiny, model, schedule=(1.0, 0.6, 0.0)):
+    """One run's means, and the network calls that it took."""
+    from gimbal.host.calibrating.layer_means import PlaceWatch
+    from gimbal.host.calibrating.sampling_runs import CalibrationRun, Schedule, record
+
+    sigmas = torch.tensor(schedule)
+    watch = PlaceWatch("test", sigmas)
+    settings = Schedule(tiny.latent("sd3"), None, 3.0, "euler", "simple", sigmas)
+    run = CalibrationRun(3, *tiny.conditioning("sd3"), "")
+    return record("test", model, settings, run, lambda step: None, watch).means
+
+
+def test_means_are_those_of_a_plain_run(tiny):
+    """Of each branch by itself, against hooks that stay on for the whole run."""
+    model = tiny.model("sd3")
+    found = watched(tiny, model)
+    assert found.residual and found.block and found.mean.shape[:2] == (2, 2) and not hooks(model)
+    place = found.residual[-1]
+    seen, branches = [], []
+    module = network(model).get_submodule(place.name)
+    handles = [
+        module.register_forward_hook(lambda m, a, y: seen.append(y.float())),
+        network(model).register_forward_pre_hook(
+            lambda m, a, k: branches.append(k["transformer_options"]["cond_or_uncond"]), with_kwargs=True
+        ),
+    ]
+    try:
+        tiny.sample(model, "sd3", seed=3, sigmas=torch.tensor([1.0, 0.6, 0.0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    mean = found.of([place])
+    calls = [(y, which) for y, which in zip(seen, branches, strict=True)]
+    per_step = len(calls) // 2
+    for i, (y, which) in enumerate(calls):
+        for chunk, branch in zip(y.chunk(len(which)), which, strict=True):
+            torch.testing.assert_close(mean[i // per_step, branch], chunk.mean((0, 1)), rtol=1e-3, atol=1e-5)
+
+
+def test_blocks_serve_where_layers_differ_and_none_is_said(tiny):
+    from types import SimpleNamespace
+
+    from torch import nn
+
+    from gimbal.host.calibrating.layers import common
+
+    model = tiny.model("sd3")
+    found = watched(tiny, model)
+    assert common(found, model) == found.residual
+
+    def stand_in(names):
+        """A network that has modules of these names alone."""
+        root = nn.Module()
+        for name in names:
+            at = root
+            for part in name.split("."):
+                if not hasattr(at, part):
+                    at.add_module(part, nn.Module())
+                at = getattr(at, part)
+        return SimpleNamespace(model=SimpleNamespace(diffusion_model=root))
+
+    fused = stand_in(place.name for place in found.block)
+    assert common(found, fused) == found.block
+    with pytest.raises(ValueError, match="has no place in common with full precision's"):
+        common(found, stand_in(["elsewhere"]))
+
+
+def test_a_lora_beside_it_works(tiny, stats):
+    """On a patched weight, as LoRAs are: hooks see what the patched layer gives."""
+    found, model = stats(), tiny.model("sd3").clone()
+    place = found.layers.places[0]
+    weight = network(model).get_submodule(place.name).weight
+    model.add_patches({f"diffusion_model.{place.name}.weight": (torch.full_like(weight, 0.05),)}, 1.0)
+    plain = tiny.sample(model, "sd3")
+    assert float((plain - tiny.sample(tiny.model("sd3"), "sd3")).abs().max()) > 0, "the patch acts"
+    patched = tiny.sample(corrected(model, found), "sd3")
+    assert bool(patched.isfinite().all()) and not torch.equal(patched, plain)
+    assert not torch.equal(patched, tiny.sample(corrected(tiny.model("sd3"), found), "sd3"))
+    assert not hooks(model)
