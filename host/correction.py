@@ -80,7 +80,7 @@ class Correction:
         lacking = made._lacking()
         if lacking:
             raise ValueError(
-                f"{node}: correction is {correction!r}, and these statistics hold no {lacking} for it; calibrate with "
+                f"{node}: correction is {correction!r}, and {lacking}; calibrate with "
                 "correction 'drift and moments', or set correction to 'drift'."
             )
         if made._kind.layers and made.bias != "off":
@@ -93,8 +93,10 @@ class Correction:
     def _lacking(self) -> str:
         """What the statistics would have to hold; empty if they do."""
         if self._kind.layers and self.stats.layers is None:
-            return "layer correction"
-        return "" if self._kind.maps is None or self._known_maps() is not None else "maps"
+            return "these statistics hold no layer correction for it"
+        return (
+            "" if self._kind.maps is None or self._known_maps() is not None else "these statistics hold no maps for it"
+        )
 
     @staticmethod
     def _advised(node: str, stats: QDriftStatistics) -> tuple[str, float]:
