@@ -121,7 +121,7 @@ class QDriftStatistics:
         if drift_map is not None:
             state["state_scale_drift"], state["state_shift_drift"] = (_on_cpu(part) for part in drift_map)
         count, mean, m2 = _stacked(total)
-        return cls(levels, count, mean, m2, provenance, trial=None, run_variance=alone.float(), **state)
+        return cls(levels, count, mean, m2, provenance, layers=None, trial=None, run_variance=alone.float(), **state)
 
     @property
     def channels(self) -> int:

@@ -38,7 +38,7 @@ def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMom
     for result in results[1:]:
         wanted = [one.merge(other) for one, other in zip(wanted, result.states, strict=True)]
     assert task.plan is not None  # without one, moments cannot be asked for
-    tensors = {"state_sigma": to_float64([step.sigma_next for step in task.plan.steps])}
+    tensors: dict[str, Any] = {"state_sigma": to_float64([step.sigma_next for step in task.plan.steps])}
     for name in found(maps=True, layers=statistics.layers is not None):
         beside = CORRECTORS[name].maps
         if beside is not None:

@@ -1,9 +1,11 @@
 """The layer correction in ComfyUI's sampling: what it adds where, what it leaves alone, what it leaves behind."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
+from calibrating import calibrate_from, record
 from rounding import assert_equal_but_for_rounding, of_run
 
 OPTIONS = {
@@ -328,3 +330,26 @@ def test_a_lora_beside_it_works(tiny, stats):
     assert bool(patched.isfinite().all()) and not torch.equal(patched, plain)
     assert not torch.equal(patched, tiny.sample(corrected(tiny.model("sd3"), found), "sd3"))
     assert not hooks(model)
+
+
+def test_advice_is_followed(tiny, stats):
+    from gimbal.calibration.trial import Trial
+
+    candidates, distance = (("plain", 0.0), ("moments", 1.0), ("layers", 1.0)), ((0.0,),) * 3
+    found = dataclasses.replace(stats(), trial=Trial(candidates, ((0.2,), (0.15,), (0.1,)), distance))
+    by_hand = tiny.sample(corrected(tiny.model("sd3"), found), "sd3")
+    assert torch.equal(tiny.sample(corrected(tiny.model("sd3"), found, "advised"), "sd3"), by_hand)
+
+
+@pytest.mark.usefixtures("folders")
+def test_what_an_earlier_version_recorded_is_calibrated_without(tiny, twin, folders, caplog):
+    record(tiny, twin, held_out=1)
+    means = list(folders.rglob("*.means.safetensors"))
+    assert len(means) == 2, "of the runs to measure, not of the held-out one"
+    for path in means:
+        path.unlink()
+    with caplog.at_level(logging.INFO):
+        found = calibrate_from(tiny, twin, "t", correction="drift and moments")[0]
+    assert found.layers is None and found.state_map("layers") is None and found.state_map() is not None
+    assert [name for name, _ in found.trial.candidates] == ["plain", "drift", "moments", "moments", "both"]
+    assert "without layer correction: an earlier version recorded this trajectory" in caplog.text

@@ -289,7 +289,7 @@ def test_a_run_outside_the_maps_says_so(tiny, twin, caplog):
     import dataclasses
 
     found = stats_of(tiny)
-    short = {name: getattr(found, name)[:1] for name in MAPS}
+    short = {name: getattr(found, name)[:1] for name in MAPS if getattr(found, name) is not None}
     model = corrected(twin("sd3"), dataclasses.replace(found, **short), correction="moments")
     with caplog.at_level(logging.WARNING):
         tiny.sample(model, "sd3", sigmas=torch.tensor([0.4, 0.2, 0.0]))
