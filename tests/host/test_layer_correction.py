@@ -353,3 +353,31 @@ def test_what_an_earlier_version_recorded_is_calibrated_without(tiny, twin, fold
     assert found.layers is None and found.state_map("layers") is None and found.state_map() is not None
     assert [name for name, _ in found.trial.candidates] == ["plain", "drift", "moments", "moments", "both"]
     assert "without layer correction: an earlier version recorded this trajectory" in caplog.text
+
+
+def test_a_call_never_waits_for_the_device(comfy):
+    """No value is read back to the host, once the offsets are where the network is."""
+    from torch import nn
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from gimbal.core.layer_correction import LayerOffsets
+    from gimbal.core.places import Place
+    from gimbal.host.network_layers import ActingLayers
+    from gimbal.host.sampling.hooks import NetworkCall
+
+    class NoReading(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten._local_scalar_dense.default, "waits for the device"
+            return func(*args, **(kwargs or {}))
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    places = Place("0", 0, 4, -1), Place("1", 0, 4, -1)
+    layers = LayerOffsets(places, torch.tensor([0.5, 0.0], dtype=torch.float64), torch.ones(2, 8).bfloat16())
+    acting = ActingLayers("test", layers.within(0.9, 0.1), 1.0)
+    x = torch.zeros(1, 3, 4)
+    call = NetworkCall(net, torch.tensor([0.7]), [0], lambda: net(x))
+    plain = net(x)
+    moved = acting(call)
+    with NoReading():
+        again = acting(call)
+    assert torch.equal(again, moved) and not torch.equal(moved, plain) and torch.equal(net(x), plain)
