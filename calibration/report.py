@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import gains, trial
+from . import gains, layer_fields, trial
 from .gains import Rule
 from .moments import JointMoments
 from .residual import Residual
@@ -171,7 +171,8 @@ def describe(statistics: QDriftStatistics) -> str:
         f"Q-Drift statistics: {origin.quantized_model or 'a quantized model'} "
         f"against {origin.full_model or 'full precision'}",
         f"{origin.path}, {statistics.channels} channels, {levels(statistics.sigma)}, {origin.runs} runs, "
-        f"{'with' if statistics.state_sigma is not None else 'without'} moment matching",
+        f"{'with' if statistics.state_sigma is not None else 'without'} moment matching, "
+        f"{layer_fields.described(statistics.layers) if statistics.layers is not None else 'without layer correction'}",
         "",
     ]
     shown = {name: text for name, text in origin.to_metadata().items() if text and name != "sources"}

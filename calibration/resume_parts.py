@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..core.run_means import RunMeans
 from . import storage
 from .text import printable
 from .trial import MOST_MEASURE
-from .validate import dimension_fault, map_fault, range_fault
+from .validate import MOST_VALUE, dimension_fault, map_fault, range_fault
 
 logger = logging.getLogger(__name__)
 FORMAT = "gimbal.qdrift.part/2"
@@ -68,6 +69,22 @@ def load_map(path: Path, steps: int, channels: int) -> tuple[Tensor, Tensor] | N
     wanted = ("F64", (steps, channels))
     found = load(path, {"scale": wanted, "shift": wanted}, lambda parts: map_fault(parts["scale"], parts["shift"]))
     return None if found is None else (found["scale"], found["shift"])
+
+
+def load_layers(path: Path, shape: tuple[int, int]) -> RunMeans | None:
+    """The layer correction's runs so far, (ranges, channels); otherwise as `load`."""
+
+    def fault(found: dict[str, Tensor]) -> str | None:
+        wrong = range_fault("mean", found["mean"], -MOST_VALUE, MOST_VALUE)
+        return (
+            wrong
+            or range_fault("m2", found["m2"], 0.0, MOST_VALUE**2)
+            or range_fault("count", found["count"], 1, 10**6)
+        )
+
+    wanted = {"count": ("I64", (1,)), "mean": ("F64", shape), "m2": ("F64", shape)}
+    found = load(path, wanted, fault)
+    return None if found is None else RunMeans.from_parts(int(found["count"]), found["mean"], found["m2"])
 
 
 def load_measures(path: Path, candidates: int) -> list[list[float]] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import files
+from ..core.layer_correction import LayerOffsets
+from . import files, layer_fields
+from .correctors import Beside, map_names
+from .interpolation import interpolated
 from .moments import JointMoments
 from .provenance import Provenance
 from .state_map import StateMap
@@ -41,8 +43,10 @@ class QDriftStatistics:
         provenance: the conditions of the calibration.
         state_sigma, state_scale, state_shift: (T,) float64, (T, C) and (T, C) float32, or None: the state that a step
             ends in at noise level state_sigma is to be mapped to scale x + shift. The last level may be 0.
-        state_scale_drift, state_shift_drift: (T, C) float32 or None: the same, found with Q-Drift's correction on.
+        state_scale_drift, state_shift_drift, state_scale_layers, state_shift_layers: (T, C) float32 or None: the same,
+            found with Q-Drift's or with the layer correction on.
         run_variance: (R, S, C) float32 or None: the conditional variance that each run alone gives.
+        layers: the layer correction (section 4.5), its offsets bfloat16 as in the file, or None.
         trial: what the corrections did on held-out runs, or None.
     Raises:
         ValueError: a tensor's dtype, shape or value cannot be, named.
@@ -58,7 +62,10 @@ class QDriftStatistics:
     state_shift: Tensor | None = None
     state_scale_drift: Tensor | None = None
     state_shift_drift: Tensor | None = None
+    state_scale_layers: Tensor | None = None
+    state_shift_layers: Tensor | None = None
     run_variance: Tensor | None = None
+    layers: LayerOffsets | None = None
     trial: Trial | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +82,8 @@ class QDriftStatistics:
             raise ValueError(f"QDriftStatistics: {fault}; collect the moments again.")
 
     def _given(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {**own, **layer_fields.tensors_of(self.layers)}
 
     @classmethod
     def from_runs(
@@ -113,7 +121,7 @@ class QDriftStatistics:
         if drift_map is not None:
             state["state_scale_drift"], state["state_shift_drift"] = (_on_cpu(part) for part in drift_map)
         count, mean, m2 = _stacked(total)
-        return cls(levels, count, mean, m2, provenance, trial=None, run_variance=alone.float(), **state)
+        return cls(levels, count, mean, m2, provenance, layers=None, trial=None, run_variance=alone.float(), **state)
 
     @property
     def channels(self) -> int:
@@ -151,11 +159,9 @@ class QDriftStatistics:
         """b in E[delta | eps_hat] = a eps_hat + b at a noise level, (C,) float32; otherwise as `slope`."""
         return self._at("intercept", sigma, channels, JointMoments.intercept)
 
-    def state_map(self, with_drift: bool = False) -> StateMap | None:
-        """Moment matching's maps, or those found with Q-Drift's correction on; None where the file has none."""
-        scale, shift = (
-            (self.state_scale_drift, self.state_shift_drift) if with_drift else (self.state_scale, self.state_shift)
-        )
+    def state_map(self, beside: Beside = "") -> StateMap | None:
+        """Moment matching's maps, those found by themselves or beside another correction; None where the file has none."""
+        scale, shift = (getattr(self, name) for name in map_names(beside))
         if self.state_sigma is None or scale is None or shift is None:
             return None
         return StateMap(float(self.sigma[0]), self.state_sigma, scale, shift)
@@ -169,7 +175,7 @@ class QDriftStatistics:
             moments = self.moments(index)
             return read(moments) if channels == "channel" else read(moments.pooled()).expand(self.channels)
 
-        return _interpolated(where, self.sigma, sigma, row).float()
+        return interpolated(where, self.sigma, sigma, row).float()
 
     def save(self, path: str | os.PathLike[str], replace: bool = True) -> None:
         """Write the file (DESIGN.md, Q-Drift statistics file): whole or not at all.
@@ -184,7 +190,7 @@ class QDriftStatistics:
         """
         path = _path("save", path)
         tensors = {**self._given(), "variance": derived_variance(self.count, self.m2)}
-        metadata = self.provenance.to_metadata()
+        metadata = {**self.provenance.to_metadata(), **layer_fields.metadata_of(self.layers)}
         if self.trial is not None:
             metadata[TRIAL] = self.trial.to_text()
         files.write(path, tensors, metadata, replace)
@@ -205,17 +211,18 @@ class QDriftStatistics:
         try:
             provenance = Provenance.from_metadata(metadata)
             trial = Trial.from_text(metadata[TRIAL]) if TRIAL in metadata else None
+            layers = layer_fields.take(tensors, metadata)
         except ValueError as error:
             raise ValueError(f"{printable(path, None)}: {str(error).rstrip('.')}{files.REMEDY}") from error
         del tensors["variance"]  # it follows from the others, and did so
-        return cls(**tensors, provenance=provenance, trial=trial)
+        return cls(**tensors, provenance=provenance, layers=layers, trial=trial)
 
     @classmethod
     def merge(cls, parts: Sequence[QDriftStatistics]) -> QDriftStatistics:
         """The statistics of all runs of all parts, as if calibrated at once. A single part comes back as it is.
 
-        State maps and trials are left out: each map was found with the earlier ones in place, so their average is no
-        such map, and a trial was of one part's corrections.
+        State maps, layer corrections and trials are left out: each map and offset was found with the earlier ones in
+        place, so their average is no such thing, and a trial was of one part's corrections.
         run_variance is kept if every part has it.
 
         Raises:
@@ -276,17 +283,3 @@ def _stacked(moments: Sequence[JointMoments]) -> tuple[Tensor, Tensor, Tensor]:
     """Count (S,), mean (S, 2, C) and m2 (S, 3, C)."""
     counts = torch.tensor([each.count for each in moments], dtype=torch.int64)
     return counts, torch.stack([each.mean for each in moments]), torch.stack([each.m2 for each in moments])
-
-
-def _interpolated(where: str, levels: Tensor, sigma: float, row: Callable[[int], Tensor]) -> Tensor:
-    """Of rows at decreasing levels: linear in log sigma, held outside; from a level of 0 nothing is interpolated."""
-    if not sigma >= 0.0:
-        raise ValueError(f"{where}: sigma is {sigma}; pass a noise level of at least 0.")
-    above = int((levels >= sigma).sum()) - 1  # the last level that is not below sigma
-    if above < 0:
-        return row(0)
-    start = float(levels[above])
-    end = float(levels[above + 1]) if above + 1 < len(levels) else 0.0
-    if end == 0.0:
-        return row(above)
-    return torch.lerp(row(above), row(above + 1), math.log(start / sigma) / math.log(start / end))

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import storage
+from . import place_means, storage
+from .place_means import PlaceMeans
 from .text import printable
 from .validate import MOST_VALUE, range_fault
 
@@ -38,6 +39,7 @@ class Trajectory:
 
     calls: Sequence[ModelCall]
     final: Tensor  # (B, C, *spatial), the state that its last step ended in
+    means: PlaceMeans | None = None  # at the network's places; kept in a file of its own
 
 
 class TrajectoryStore:
@@ -54,6 +56,8 @@ class TrajectoryStore:
 
     def put(self, run: str, trajectory: Trajectory) -> None:
         """OSError as the system reports it."""
+        if trajectory.means is not None:  # first, so that a run that is there has them
+            self.put_means(run, trajectory.means)
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: torch.stack([getattr(call, name) for call in trajectory.calls]) for name in CALL}
         storage.write(self._path(run), {**tensors, "final": trajectory.final}, {"format": FORMAT})
@@ -68,6 +72,23 @@ class TrajectoryStore:
         except ValueError as error:
             logger.warning("%s", error)
             return False
+
+    def put_means(self, run: str, means: PlaceMeans) -> None:
+        """A run's means alone. OSError as the system reports it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place_means.save(self._means(run), means)
+
+    def holds_means(self, run: str) -> bool:
+        """As `holds`, of a run's means."""
+        try:
+            return self.means(run) is not None
+        except ValueError as error:
+            logger.warning("%s", error)
+            return False
+
+    def means(self, run: str) -> PlaceMeans | None:
+        """None if they were not recorded. ValueError if their file cannot be used."""
+        return place_means.load(self._means(run))
 
     def tidy(self) -> None:
         """Remove what a process that was killed while it wrote has left."""
@@ -99,6 +120,9 @@ class TrajectoryStore:
 
     def _path(self, run: str) -> Path:
         return self.folder / f"{run}{self.ending}"
+
+    def _means(self, run: str) -> Path:
+        return self.folder / f"{run}.means{self.ending}"
 
     @contextlib.contextmanager
     def _opened(self, run: str) -> Iterator[storage.Opened]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .correctors import CORRECTORS
 from .text import is_number, printable, strict_json
 
 # To be advised a correction must lower the samples' own error in every run, by this share on the whole;
@@ -15,14 +16,13 @@ CLEAR = 0.03
 # or the distance of their statistics, where that is not small already, and leave the error as it is.
 CLEAR_DISTANCE, WORTH_IT, UNCHANGED = 0.2, 0.01, 0.02
 PLAIN = "plain"
-TRIED_CORRECTIONS = ("drift", "moments", "both")
 # What a trial may hold: strengths, measures (a share of full precision's variance), ways of sampling, runs.
 MOST_STRENGTH, MOST_MEASURE, MOST_CANDIDATES, MOST_RUNS = 10.0, 1e15, 100, 10_000
 
 
 @dataclass(frozen=True)
 class Advice:
-    """correction: drift, moments, both, or "" for leaving the model alone. error: its error by plain sampling's."""
+    """correction: one of CORRECTORS, or "" for leaving the model alone. error: its error by plain sampling's."""
 
     correction: str
     strength: float
@@ -63,8 +63,8 @@ class Trial:
         if len(self.candidates) > MOST_CANDIDATES:
             raise ValueError(f"Trial: it has {len(self.candidates)} candidates, more than {MOST_CANDIDATES}.")
         for name, strength in self.candidates[1:]:
-            if name not in TRIED_CORRECTIONS:
-                known = ", ".join(TRIED_CORRECTIONS)
+            if name not in CORRECTORS:
+                known = ", ".join(CORRECTORS)
                 raise ValueError(
                     f"Trial: correction {printable(name, 40)!r} is none of {known}; update Gimbal, or calibrate again."
                 )

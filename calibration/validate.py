@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .moments import explained
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "BF16": torch.bfloat16}
 # Name: dtype and dimensions, where a letter stands for one number throughout.
 LAYOUT: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "sigma": ("F64", ("S",)),
@@ -22,12 +22,26 @@ LAYOUT: dict[str, tuple[str, tuple[int | str, ...]]] = {
     "state_shift": ("F32", ("T", "C")),
     "state_scale_drift": ("F32", ("T", "C")),
     "state_shift_drift": ("F32", ("T", "C")),
+    "state_scale_layers": ("F32", ("T", "C")),
+    "state_shift_layers": ("F32", ("T", "C")),
+    "layer_sigma_end": ("F64", ("G",)),
+    "layer_offset": ("BF16", ("G", "W")),
     "run_variance": ("F32", ("R", "S", "C")),
 }
 REQUIRED = ("sigma", "count", "mean", "m2", "variance")
 STATE = ("state_sigma", "state_scale", "state_shift")
 STATE_DRIFT = ("state_scale_drift", "state_shift_drift")
-MOST = {"S": 10_000, "T": 10_000, "R": 10_000, "C": 4096}
+LAYERS = ("layer_sigma_end", "layer_offset")
+STATE_LAYERS = ("state_scale_layers", "state_shift_layers")
+# Together, with what else each needs: a map that was found beside a correction is of no use without it.
+WHOLE = (
+    (STATE, STATE),
+    (STATE_DRIFT, STATE + STATE_DRIFT),
+    (LAYERS, LAYERS),
+    (STATE_LAYERS, STATE + LAYERS + STATE_LAYERS),
+)
+MOST = {"S": 10_000, "T": 10_000, "R": 10_000, "C": 4096, "G": 10_000, "W": 2**26}
+WHAT = {"S": "sigmas", "T": "state sigmas", "R": "runs", "C": "channels", "G": "layer sigmas", "W": "layer channels"}
 # Means, standard deviations and slopes up to here leave everything that is worked out of them within float32.
 MOST_VALUE = 1e15
 MOST_COUNT = 2**48  # far more than anyone samples, and sums of many files stay whole numbers
@@ -43,12 +57,11 @@ def layout_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]], channels: in
         return fault
     for letter, size in sizes.items():
         if not 1 <= size <= MOST[letter]:
-            what = {"S": "sigmas", "T": "state sigmas", "R": "runs", "C": "channels"}[letter]
-            return f"it holds {size} {what}, not 1 to {MOST[letter]}"
-    for part, whole in ((STATE, STATE), (STATE_DRIFT, STATE + STATE_DRIFT)):
+            return f"it holds {size} {WHAT[letter]}, not 1 to {MOST[letter]}"
+    for part, whole in WHOLE:
         missing = [name for name in whole if name not in layout]
         if missing and any(name in layout for name in part):
-            return f"{', '.join(missing)} is missing beside the rest of the state map"
+            return f"{', '.join(missing)} is missing beside {', '.join(name for name in part if name in layout)}"
     return None
 
 
@@ -111,6 +124,9 @@ def value_fault(tensors: Mapping[str, Tensor]) -> str | None:
     fault = _moments_fault(count, m2, tensors["variance"])
     if fault is None and "run_variance" in tensors:
         fault = range_fault("run_variance", tensors["run_variance"], 0.0, MOST_VALUE**2)
+    for name, low in (("layer_sigma_end", 0.0), ("layer_offset", -MOST_VALUE)):
+        if fault is None and name in tensors:
+            fault = range_fault(name, tensors[name], low, MOST_VALUE)
     if fault is None and "state_sigma" in tensors:
         fault = _state_fault(tensors, float(sigma[0]))
     return fault
@@ -122,7 +138,7 @@ def _state_fault(tensors: Mapping[str, Tensor], start: float) -> str | None:
         return "state_sigma is not strictly decreasing down to 0 or more"
     if levels[0] >= start:
         return "state_sigma does not begin below the first sigma, where the first step does"
-    for suffix in ("", "_drift"):
+    for suffix in ("", "_drift", "_layers"):
         if f"state_scale{suffix}" in tensors:
             fault = map_fault(tensors[f"state_scale{suffix}"], tensors[f"state_shift{suffix}"], suffix)
             if fault:

@@ -6,16 +6,16 @@ A quantized layer's error has a mean that depends on the channel and little on t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .places import Place
+from .places import Place, from_text, to_text
 
 if TYPE_CHECKING:
     from .place_hooks import Act
@@ -117,6 +117,25 @@ class LayerOffsets:
         """The same with the offsets on a device, and in another dtype if one is given."""
         return LayerOffsets(self.places, self.sigma_end, self.offset.to(device, dtype))
 
+    def within(self, high: float, low: float) -> LayerOffsets:
+        """The same from noise level `high` down to `low`, both included, and nothing at other levels.
+
+        Raises:
+            ValueError: the levels do not fall, or low is negative.
+        """
+        if not high >= low >= 0.0:
+            raise ValueError(f"LayerOffsets.within: from sigma {high} to {low}; pass levels that fall, to 0 at most.")
+        edges = torch.tensor([high, low], dtype=torch.float32).double()
+        below = float(
+            torch.nextafter(edges[1].float(), torch.tensor(0.0))
+        )  # a row does not serve the level it ends at
+        top = float(edges[0])
+        ends = sorted({*self.sigma_end.tolist(), top, below}, reverse=True)
+        kept = [end >= below and start <= top for start, end in pairwise([math.inf, *ends])]
+        rows = [int((self.sigma_end > end).sum()) for end in ends]
+        offset = self.offset[rows] * torch.tensor(kept).to(self.offset)[:, None]
+        return LayerOffsets(self.places, torch.tensor(ends, dtype=torch.float64), offset)
+
     def only(self, places: Sequence[Place]) -> LayerOffsets:
         """The offsets of these places alone, e.g. of those that a network has. ValueError if a place is not here."""
         unknown = [place for place in places if place not in self.places]
@@ -132,8 +151,8 @@ class LayerOffsets:
         models exceed float16's; its rounding, at most 0.4 %, is far below the offsets' own error. layer_places is
         JSON: for each place [name, part, channels, axis].
         """
-        listed = [[place.name, place.part, place.channels, place.axis] for place in self.places]
-        return {SIGMA_END: self.sigma_end, OFFSET: self.offset.cpu().to(torch.bfloat16)}, {PLACES: json.dumps(listed)}
+        tensors = {SIGMA_END: self.sigma_end, OFFSET: self.offset.cpu().to(torch.bfloat16)}
+        return tensors, {PLACES: to_text(self.places)}
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> LayerOffsets | None:
@@ -148,8 +167,8 @@ class LayerOffsets:
         if len(given) < 3:
             raise ValueError(f"layer correction: of its three parts the file has {', '.join(given)} only; {REMEDY}.")
         try:
-            places = tuple(Place(str(name), *map(int, rest)) for name, *rest in json.loads(metadata[PLACES]))
-        except (ValueError, TypeError) as error:
+            places = from_text(metadata[PLACES])
+        except ValueError as error:
             raise ValueError(f"layer correction: {PLACES} cannot be read ({error}); {REMEDY}.") from error
         return cls(places, tensors[SIGMA_END], tensors[OFFSET])
 

@@ -8,9 +8,10 @@ are left where a loader fuses linear layers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,6 +109,19 @@ def multiply_adds(module: nn.Module, output: Tensor) -> int:
         )
     width: Any = module.in_features
     return output.numel() * int(width)
+
+
+def to_text(places: Sequence[Place]) -> str:
+    """JSON: for each place [name, part, channels, axis]."""
+    return json.dumps([[place.name, place.part, place.channels, place.axis] for place in places])
+
+
+def from_text(text: str) -> tuple[Place, ...]:
+    """What `to_text` gave. ValueError if it is no such text."""
+    try:
+        return tuple(Place(str(name), *map(int, rest)) for name, *rest in json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"no list of places: {error}") from error
 
 
 def _common(full: nn.Module, quantized: nn.Module, kind: Kind) -> list[str]:

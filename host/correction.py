@@ -13,6 +13,9 @@ import torch
 from comfy.k_diffusion import sampling
 from torch import Tensor
 
+from ..calibration.correctors import CORRECTORS, DRIFT, Corrector
+from ..calibration.layer_fields import described
+from ..calibration.state_map import StateMap
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
 from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map, MomentMatcher
@@ -20,14 +23,16 @@ from ..core.plan import Plan, make_plan
 from ..core.solvers import run
 from . import identity
 from .model_kind import latent_format, path_of
+from .network_layers import ActingLayers
 from .per_call import PerCallCorrector
+from .sampling.hooks import around_network
 from .sampling.stages import Window
 
 logger = logging.getLogger(__name__)
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
-ADVISED, DRIFT, MOMENTS, BOTH = "advised", "drift", "moments", "both"
-CORRECTION_CHOICES = (ADVISED, DRIFT, MOMENTS, BOTH)
+ADVISED = "advised"
+CORRECTION_CHOICES = (ADVISED, *CORRECTORS)
 ANCESTRAL = (sampling.sample_euler_ancestral, sampling.sample_euler_ancestral_RF)
 
 
@@ -40,7 +45,7 @@ def solver_of(sampler: Any, options: Mapping[str, Any] = MappingProxyType({})) -
 class Correction:
     """What the two nodes have in common: statistics, how to use them, and the sampler function made of that.
 
-    correction: DRIFT, MOMENTS or BOTH. `chosen` makes one from the nodes' inputs.
+    correction: one of CORRECTORS. `chosen` makes one from the nodes' inputs.
     """
 
     node: str
@@ -61,7 +66,7 @@ class Correction:
         """None, and a line in the log, where this is to change nothing.
 
         Raises:
-            ValueError: moment matching is asked for and the statistics have no maps.
+            ValueError: the statistics lack what is asked for, or bias is set beside the layer correction.
         """
         if strength == 0.0:
             return None
@@ -71,13 +76,27 @@ class Correction:
         if not correction and options["bias"] == "off":
             return None
         correction = correction or DRIFT  # whose gain the bias correction takes the place of
-        with_drift = correction == BOTH and options["bias"] == "off"
-        if correction != DRIFT and stats.state_map(with_drift=with_drift) is None:
+        made = cls(node, stats, correction, strength, **options)
+        lacking = made._lacking()
+        if lacking:
             raise ValueError(
-                f"{node}: correction is {correction!r}, and these statistics hold no maps for it; calibrate with "
+                f"{node}: correction is {correction!r}, and {lacking}; calibrate with "
                 "correction 'drift and moments', or set correction to 'drift'."
             )
-        return cls(node, stats, correction, strength, **options)
+        if made._kind.layers and made.bias != "off":
+            raise ValueError(
+                f"{node}: bias is {made.bias!r} beside correction {correction!r}; both take off the error's mean. Set bias "
+                "to 'off'."
+            )
+        return made
+
+    def _lacking(self) -> str:
+        """What the statistics would have to hold; empty if they do."""
+        if self._kind.layers and self.stats.layers is None:
+            return "these statistics hold no layer correction for it"
+        return (
+            "" if self._kind.maps is None or self._known_maps() is not None else "these statistics hold no maps for it"
+        )
 
     @staticmethod
     def _advised(node: str, stats: QDriftStatistics) -> tuple[str, float]:
@@ -89,7 +108,7 @@ class Correction:
         if not advice.correction:
             logger.info(
                 "%s: changes nothing, as advised: on held-out runs no correction of this model helped clearly. "
-                "Choose drift, moments or both to try one anyway.",
+                "Choose another correction to try one anyway.",
                 node,
             )
         else:
@@ -172,8 +191,7 @@ class Correction:
 
     def maps(self, plan: Plan, model_sampling: Any) -> list[Map | None]:
         """For each step what moment matching does after it; None where nothing."""
-        with_drift = self.correction == BOTH and self.drifts
-        known = None if self.correction == DRIFT else self.stats.state_map(with_drift)
+        known = self._known_maps()
         if known is None:
             return [None] * len(plan.steps)
         found: list[Map | None] = []
@@ -188,9 +206,42 @@ class Correction:
         return found
 
     @property
+    def maps_asked(self) -> bool:
+        return self._kind.maps is not None
+
+    def _known_maps(self) -> StateMap | None:
+        beside = self._kind.maps
+        return None if beside is None else self.stats.state_map(beside if self.bias == "off" else "")
+
+    @property
+    def _kind(self) -> Corrector:
+        return CORRECTORS[self.correction]
+
+    @property
     def drifts(self) -> bool:
         """Whether Q-Drift's gain acts. D2-DPM's bias correction takes its place: both answer to one error."""
-        return self.correction != MOMENTS and self.bias == "off"
+        return self._kind.drift and self.bias == "off"
+
+    @property
+    def inside_alone(self) -> bool:
+        """Whether nothing is done to the sampler's steps, so that any sampler will do."""
+        return self._kind.layers and self._kind.maps is None and not self._kind.drift
+
+    def inside(self, model: Any) -> ActingLayers | None:
+        """What is done in each call of a patcher's network, for `around_network`.
+
+        Raises:
+            ValueError: the network cannot be corrected with these statistics.
+        """
+        if not self._kind.layers or self.stats.layers is None:
+            return None
+        acting = ActingLayers(self.node, self.stats.layers, self.strength)
+        acting.check(model)
+        window, sampling = self.window, model.get_model_object("model_sampling")
+        if (window.start_percent, window.end_percent) != (0.0, 1.0):
+            percents = window.start_percent, window.end_percent
+            acting = acting.within(*(float(sampling.percent_to_sigma(percent)) for percent in percents))
+        return acting
 
     def drawn_at(self, model_sampling: Any) -> Any:
         """Variance of the noise that a stochastic bias correction draws, of each channel; None where none is drawn."""
@@ -249,6 +300,12 @@ class CorrectedSampler:
         path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
         ours.log_mismatches(guider, name)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        inside = ours.inside(guider.model_patcher)
+        if inside is not None:
+            extra_args = around_network(extra_args, inside)
+            logger.info("%s: %s, strength %g.", ours.node, described(inside.layers), ours.strength)
+        if ours.inside_alone:
+            return self.plain(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
         try:
             plan = ours.plan(self.plain, sigmas, path, model_sampling, options)
         except ValueError as error:
@@ -278,7 +335,7 @@ class CorrectedSampler:
             )
         maps = ours.maps(plan, model_sampling)
         logger.info("%s: %s%s.", ours.node, plan.describe(), _described(maps))
-        if ours.correction != DRIFT and not any(maps):
+        if ours.maps_asked and not any(maps):
             logger.warning("%s: no step of this run lies where the statistics have a map.", ours.node)
         return self._run(plan, maps, model, x, extra_args, callback)
 

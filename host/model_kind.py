@@ -1,10 +1,12 @@
-"""What kind of model a patcher holds, in the words of the statistics file."""
+"""What kind of model a patcher holds, in the words of the statistics file, and what nodes have put on it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from comfy import model_sampling
+from comfy.model_patcher import ModelPatcher
 
 from ..core.gain_formulas import PathName
 
@@ -33,3 +35,37 @@ def path_of(node: str, patcher: Any) -> PathName:
 def latent_format(patcher: Any) -> str:
     """Its name, such as SD15 or Flux."""
     return type(patcher.model.latent_format).__name__
+
+
+def hook_names(model: ModelPatcher) -> Iterator[str]:
+    """Names under which nodes have left something on a model: wrappers, options, functions."""
+    options = model.model_options
+    transformer = options.get("transformer_options", {})
+    yield from transformer
+    for by_kind in (model.wrappers, transformer.get("wrappers", {})):
+        for kind in by_kind.values():
+            for key, wrappers in kind.items():
+                yield str(key)
+                yield from map(_name, wrappers)
+    for value in options.values():
+        if callable(value):
+            yield _name(value)
+        elif isinstance(value, list):
+            yield from map(_name, value)
+    for key, value in model.object_patches.items():
+        yield key
+        yield _name(value)
+
+
+def _name(value: object) -> str:
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def compiled(model: ModelPatcher) -> bool:
+    """Whether torch.compile stands between the network's modules and a call."""
+    if "torch_compile_kwargs" in model.model_options or any("torch.compile" in word for word in hook_names(model)):
+        return True
+    if any(hasattr(value, "_orig_mod") for value in model.object_patches.values()):
+        return True
+    return any(hasattr(module, "_orig_mod") for module in model.model.diffusion_model.modules())

@@ -96,8 +96,9 @@ def correction() -> io.Input:
         "correction",
         options=list(CALIBRATED),
         default=CALIBRATED[0],
-        tooltip="drift and moments: also match full precision's mean and deviation, step by step, with all runs together. "
-        "About twice the time of drift alone, before the trial; most of the gain on coarse quantization.",
+        tooltip="drift and moments: also find the layer correction, and match full precision's mean and deviation, step by "
+        "step, with all runs together. Three times the time of drift alone, before the trial; most of the gain on coarse "
+        "quantization.",
     )
 
 

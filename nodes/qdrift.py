@@ -1,4 +1,4 @@
-"""Q-Drift and moment matching: a quantized model's sampler, led back at each step to where full precision would be."""
+"""Q-Drift, moment matching and layer correction: a quantized model's sampler, led back at each step to where full precision would be."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def options() -> list[io.Input]:
             options=list(CORRECTION_CHOICES),
             default=ADVISED,
             tooltip="advised: what helped on the calibration's held-out runs, or nothing. drift: Q-Drift, for error that acts "
-            "as noise. moments: after each step every channel gets full precision's mean and deviation. both: the two.",
+            "as noise. moments: after each step every channel gets full precision's mean and deviation. both: the two. "
+            "layers: takes the mean error of each layer's output out inside the network, under any sampler.",
         ),
         io.Float.Input(
             "strength",
@@ -86,8 +87,8 @@ class GimbalQDrift(io.ComfyNode):
             node_id="GimbalQDrift",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Corrects the sampling drift of a quantized model by statistics from Q-Drift Calibrate, by Q-Drift or "
-            "moment matching. Works under an ordinary KSampler, by exchanging the chosen sampler for its corrected form. "
+            description="Corrects the sampling drift of a quantized model by statistics from Q-Drift Calibrate: Q-Drift, "
+            "moment matching, layer correction. Works under an ordinary KSampler, by exchanging the chosen sampler for its corrected form. "
             "No extra model calls.",
             inputs=[
                 io.Model.Input("model", tooltip="The quantized model."),

@@ -9,6 +9,8 @@ from comfy_api.latest import io
 from ..host import identity, output_tracking
 from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
+from ..host.calibrating.layer_means import place_widths
+from ..host.calibrating.layers import worthwhile
 from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recording import Progress, store_for
 from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
@@ -89,9 +91,11 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             negative_prompt,
         )
         models = ModelPair(full, full_model, quantized_model, full_key(full, keys[0], schedule), keys[1])
-        settings = Settings(correction, held_out, trim or None, interleaved=mode == MODES[1])
+        layers = worthwhile(cls.NAME, correction, full_model, quantized_model)
+        settings = Settings(correction, held_out, trim or None, mode == MODES[1], layers)
         total = (runs + held_out + settings.model_runs(runs)) * schedule.steps
-        store = store_for(cls.NAME, models.full_key, full.channels, schedule, planned)
+        widths = place_widths(full_model) if layers else 0
+        store = store_for(cls.NAME, models.full_key, full.channels, schedule, planned, widths)
         progress = Progress(cls.NAME, unique_id(cls), total)
         origin = {
             "full_model": name_of(cls, full_model, "full_model"),

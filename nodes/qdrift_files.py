@@ -69,7 +69,7 @@ class GimbalQDriftMerge(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="Joins calibrations of one setting, run with other seeds or prompts: the error's moments, exactly. "
-            "Moment matching and advice are left out.",
+            "Moment matching, layer correction and advice are left out.",
             inputs=[
                 part("first", tooltip=tooltip),
                 part("second", tooltip=tooltip),

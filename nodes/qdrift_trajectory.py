@@ -12,6 +12,8 @@ from ..calibration.trajectory_header import HEADER, read_header, write_header
 from ..host import identity, output_tracking, qdrift_folder
 from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
+from ..host.calibrating.layer_means import PlaceWatch
+from ..host.calibrating.layers import recorded as recorded_layers
 from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recorded import recorded
 from ..host.calibrating.recording import Progress, record_all, run_name
@@ -31,7 +33,7 @@ class GimbalQDriftRecord(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="The first half of a calibration, where both models do not fit in system memory: samples with "
-            "full precision and writes every model call to models/qdrift/trajectories.",
+            "full precision and writes every model call, and its layers' means, to models/qdrift/trajectories.",
             inputs=[
                 _calibrating.full_model(),
                 *_calibrating.schedule(),
@@ -92,7 +94,10 @@ class GimbalQDriftRecord(io.ComfyNode):
         store.tidy()
         write_header(folder, settings, {"latent": schedule.latent, "sigmas": schedule.sigmas})
         progress = Progress(cls.NAME, unique_id(cls), len(planned) * schedule.steps)
-        record_all(cls.NAME, full_model, schedule, planned, store, progress)
+        fitted = len(planned) - held_out
+        watch = PlaceWatch(cls.NAME, schedule.sigmas)
+        record_all(cls.NAME, full_model, schedule, planned[:fitted], store, progress, watch)
+        record_all(cls.NAME, full_model, schedule, planned[fitted:], store, progress)
         output_tracking.note(cls.NAME, widgets, folder / HEADER, before)
         progress.say(f"Recorded {len(planned)} runs to {folder}")
         return io.NodeOutput(str(folder))
@@ -176,8 +181,10 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         weights = identity.weights_digest(quantized_model)
         key = identity.identity(quantized_model, weights)
         models = ModelPair(full, None, quantized_model, header["key"], key)
-        settings = Settings(correction, header["held_out"], trim or None)
-        total = settings.model_runs(len(planned) - settings.held_out) * schedule.steps
+        fitted = list(planned[: len(planned) - header["held_out"]])
+        layers = recorded_layers(cls.NAME, correction, store, fitted, quantized_model)
+        settings = Settings(correction, header["held_out"], trim or None, layers=layers)
+        total = settings.model_runs(len(fitted)) * schedule.steps
         progress = Progress(cls.NAME, unique_id(cls), total)
         origin = {
             "full_model": header["full_model"],

@@ -21,6 +21,7 @@ from ...calibration.trajectories import TrajectoryStore
 from ...core.plan import Plan, make_plan
 from .. import identity
 from ..correction import solver_of
+from .layers import with_layers
 from .matching import with_maps
 from .measuring import measure
 from .model_pair import ModelPair
@@ -76,6 +77,7 @@ class Calibration:
         results = measure(self.task, store)
         self.residuals = residuals(results)
         found = self._statistics(results)
+        found = with_layers(self.task, found, store)
         if self.task.settings.correction == DRIFT_AND_MOMENTS:
             found = with_maps(self.task, found, results)
         return replace(found, trial=try_corrections(self.task, found, store))

@@ -12,19 +12,24 @@ from torch import Tensor
 
 from ...calibration.closed_loop import match_states
 from ...calibration.collect import RunMoments
+from ...calibration.correctors import CORRECTORS, found, map_names
 from ...calibration.moments import StateMoments
 from ...calibration.statistics import QDriftStatistics
 from ...calibration.validate import map_fault
 from ...core.plan import Plan
 from ...core.shapes import to_float64
 from ...core.solvers import Stepper
-from ..correction import BOTH, DRIFT, MOMENTS, Correction, noise_sources
+from ..correction import Correction, noise_sources
+from ..network_layers import ActingLayers
+from ..sampling.hooks import around_network
 from .sampling_runs import CalibrationRun, sample
 from .task import CALIBRATED_OPTIONS, DRIFT_ALONE, Task
 
+WORDS = {"": "alone", "drift": "with drift corrected", "layers": "with layers corrected"}
+
 
 def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMoments]) -> QDriftStatistics:
-    """The statistics with two sets of maps: found by themselves, and with Q-Drift's correction on.
+    """The statistics with sets of maps: found by themselves, and beside the other corrections that they hold.
 
     Raises:
         ValueError: the quantized model leads to NaN, or to states that no bounded map brings back.
@@ -32,28 +37,27 @@ def with_maps(task: Task, statistics: QDriftStatistics, results: Sequence[RunMom
     wanted = list(results[0].states)
     for result in results[1:]:
         wanted = [one.merge(other) for one, other in zip(wanted, result.states, strict=True)]
-    alone, beside = (_map(task, kind, statistics, wanted) for kind in (MOMENTS, BOTH))
     assert task.plan is not None  # without one, moments cannot be asked for
-    return replace(
-        statistics,
-        state_sigma=to_float64([step.sigma_next for step in task.plan.steps]),
-        state_scale=alone[0].float(),
-        state_shift=alone[1].float(),
-        state_scale_drift=beside[0].float(),
-        state_shift_drift=beside[1].float(),
-    )
+    tensors: dict[str, Any] = {"state_sigma": to_float64([step.sigma_next for step in task.plan.steps])}
+    for name in found(maps=True, layers=statistics.layers is not None):
+        beside = CORRECTORS[name].maps
+        if beside is not None:
+            parts = _map(task, name, statistics, wanted)
+            tensors |= {field: part.float() for field, part in zip(map_names(beside), parts, strict=True)}
+    return replace(statistics, **tensors)
 
 
 def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[StateMoments]) -> tuple[Tensor, Tensor]:
     """scale and shift, (steps, C) float64 each."""
-    found = task.resume.load_map(kind, len(wanted), task.models.traits.channels)
+    before = task.resume.load_map(kind, len(wanted), task.models.traits.channels)
     parts = len(task.runs) * task.schedule.steps
-    if found is not None:
+    if before is not None:
         task.progress.skip(parts)
-        return found
-    words = "alone" if kind == MOMENTS else "with drift corrected"
+        return before
+    words = WORDS[CORRECTORS[kind].maps or ""]
     task.progress.say(f"Quantized, {len(task.runs)} runs together: matching moments, {words}")
-    correction = Correction(task.node, statistics, DRIFT if kind == BOTH else MOMENTS, **CALIBRATED_OPTIONS)
+    correction = Correction(task.node, statistics, kind, **CALIBRATED_OPTIONS)
+    inside = correction.inside(task.models.quantized)
     sampler = comfy.samplers.sampler_object(task.schedule.sampler).sampler_function
     sampling = task.models.quantized.get_model_object("model_sampling")
     plan = correction.plan(sampler, task.schedule.sigmas, task.models.traits.path, sampling)
@@ -64,7 +68,7 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
         done += 1
         task.progress.at(done)
 
-    scale, shift = match_states([_QuantizedRun(task, run, plan) for run in task.runs], wanted, on_step)
+    scale, shift = match_states([_QuantizedRun(task, run, plan, inside) for run in task.runs], wanted, on_step)
     fault = map_fault(scale, shift)
     if fault:
         raise ValueError(
@@ -79,8 +83,8 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
 class _QuantizedRun:
     """A run whose steps are samplings of their own, as runs that go on together differ in their prompts."""
 
-    def __init__(self, task: Task, run: CalibrationRun, plan: Plan):
-        self._task, self._run, self._plan = task, run, plan
+    def __init__(self, task: Task, run: CalibrationRun, plan: Plan, inside: ActingLayers | None):
+        self._task, self._run, self._plan, self._inside = task, run, plan, inside
         self._stepper: Stepper | None = None
 
     @property
@@ -106,6 +110,8 @@ class _QuantizedRun:
 
     def _sampler(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any) -> Tensor:
         extra_args = extra_args or {}
+        if self._inside is not None:
+            extra_args = around_network(extra_args, self._inside)
         if self._stepper is None:
             self._stepper = Stepper(self._plan, x, **noise_sources(self._plan, x, extra_args.get("seed")))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...calibration.collect import RunMoments, same_levels
 from ...calibration.trajectories import ModelCall, TrajectoryStore
 from .. import identity
+from .layer_means import PlaceWatch
 from .recording import record_all, record_one, run_name
 from .sampling_runs import CalibrationRun, replay
 from .task import Task
@@ -23,7 +24,8 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
     Raises:
         ValueError: the models are the same, or no pair; the sampler cannot be calibrated with; NaN.
     """
-    done = _resumed(task)
+    done = _resumed(task, store)
+    watch = PlaceWatch(task.node, task.schedule.sigmas) if task.settings.layers else None
     left = [(i, run) for i, run in enumerate(task.runs) if i not in done]
     untried = [run for run in task.held_out if task.resume.load_trial(run, len(task.settings.candidates)) is None]
     full = task.models.full
@@ -31,13 +33,16 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
         task.progress.skip((len(task.held_out) - len(untried)) * task.schedule.steps)  # recorded and tried before
     if full is not None and task.settings.interleaved:
         for i, run in left:
-            found = record_one(task.node, full, task.schedule, run, f"run {i + 1}", task.progress)
+            found = record_one(task.node, full, task.schedule, run, f"run {i + 1}", task.progress, watch)
+            if found.means is not None:
+                store.put_means(run_name(run), found.means)
             done[i] = _measured(task, done, i, found.calls, found.final, len(found.calls))
         record_all(task.node, full, task.schedule, untried, store, task.progress)
     else:
         if full is not None and (left or untried):  # one of the models on the device at a time
             comfy.model_management.unload_all_models()
-            record_all(task.node, full, task.schedule, [*(run for _, run in left), *untried], store, task.progress)
+            record_all(task.node, full, task.schedule, [run for _, run in left], store, task.progress, watch)
+            record_all(task.node, full, task.schedule, untried, store, task.progress)
             comfy.model_management.unload_all_models()
         for i, run in left:
             name = run_name(run)
@@ -45,13 +50,15 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
     return [done[i] for i in range(len(task.runs))]
 
 
-def _resumed(task: Task) -> dict[int, RunMoments]:
+def _resumed(task: Task, store: TrajectoryStore) -> dict[int, RunMoments]:
     """What was measured before an interruption."""
     done = {}
     steps = task.schedule.steps * (1 if task.models.full is None else 2)
     for i, run in enumerate(task.runs):
         found = task.resume.load_run(run, task.models.traits.channels, task.settings.trim)
         if found is None or len(found.states) != (0 if task.plan is None else len(task.plan.steps)):
+            continue
+        if task.settings.layers and not store.holds_means(run_name(run)):
             continue
         task.progress.say(f"Run {i + 1} of {len(task.runs)} was measured before and is taken over")
         task.progress.skip(steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...core.gain_formulas import PathName
 from .. import identity
-from ..model_kind import latent_format, path_of
+from ..model_kind import compiled, hook_names, latent_format, path_of
 from ..sampling.hooks import SAMPLER_KEY, stages_of
 from .sampling_runs import Schedule
 
@@ -97,14 +96,14 @@ def _is(sampling: object, kind: str) -> bool:
 
 def check_plain(node: str, name: str, model: ModelPatcher) -> None:
     """ValueError if the model carries what would be measured in place of its quantization."""
-    words = {word.lower() for word in _hooks(model)}
+    words = {word.lower() for word in hook_names(model)}
     cache = next((known for known in CACHES if any(known in word for word in words)), None)
     if cache or words & CACHE_OPTIONS:
         raise ValueError(
             f"{node}: {name} carries a step cache ({cache or 'TeaCache or its like'}), which reuses earlier predictions "
             "in place of asking the network; connect the model from before that node."
         )
-    if _compiled(model):
+    if compiled(model):
         raise ValueError(
             f"{node}: {name} is compiled (torch.compile), which rounds differently from call to call and machine to "
             "machine; connect the model from before that node. The statistics serve the compiled model as well."
@@ -123,36 +122,3 @@ def checked(node: str, name: str, model: ModelPatcher) -> Traits:
     """The traits of a model that can be calibrated. ValueError if it is none."""
     check_plain(node, name, model)
     return Traits.of(node, name, model)
-
-
-def _hooks(model: ModelPatcher) -> Iterator[str]:
-    """Names under which nodes have left something on a model: wrappers, options, functions."""
-    options = model.model_options
-    transformer = options.get("transformer_options", {})
-    yield from transformer
-    for by_kind in (model.wrappers, transformer.get("wrappers", {})):
-        for kind in by_kind.values():
-            for key, wrappers in kind.items():
-                yield str(key)
-                yield from map(_name, wrappers)
-    for value in options.values():
-        if callable(value):
-            yield _name(value)
-        elif isinstance(value, list):
-            yield from map(_name, value)
-    for key, value in model.object_patches.items():
-        yield key
-        yield _name(value)
-
-
-def _name(value: object) -> str:
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _compiled(model: ModelPatcher) -> bool:
-    if "torch_compile_kwargs" in model.model_options or any("torch.compile" in word for word in _hooks(model)):
-        return True
-    if any(hasattr(value, "_orig_mod") for value in model.object_patches.values()):
-        return True
-    return any(hasattr(module, "_orig_mod") for module in model.model.diffusion_model.modules())

@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from ...calibration.text import printable
 from ...calibration.trajectories import Trajectory, TrajectoryStore
 from .. import identity, qdrift_folder
+from .layer_means import PlaceWatch
 from .sampling_runs import CalibrationRun, Schedule, record
 
 logger = logging.getLogger(__name__)
@@ -69,20 +70,28 @@ def record_all(
     runs: Sequence[CalibrationRun],
     store: TrajectoryStore,
     progress: Progress,
+    watch: PlaceWatch | None = None,
 ) -> None:
-    """Full precision into the store, but for what it holds already."""
+    """Full precision into the store, but for what it holds already. watch: the means at the network's places, too."""
     for i, run in enumerate(runs):
-        if store.holds(run_name(run)):
+        if store.holds(run_name(run)) and (watch is None or store.holds_means(run_name(run))):
             progress.skip(schedule.steps)
         else:
-            store.put(run_name(run), record_one(node, model, schedule, run, f"run {i + 1} of {len(runs)}", progress))
+            which = f"run {i + 1} of {len(runs)}"
+            store.put(run_name(run), record_one(node, model, schedule, run, which, progress, watch))
 
 
 def record_one(
-    node: str, model: ModelPatcher, schedule: Schedule, run: CalibrationRun, which: str, progress: Progress
+    node: str,
+    model: ModelPatcher,
+    schedule: Schedule,
+    run: CalibrationRun,
+    which: str,
+    progress: Progress,
+    watch: PlaceWatch | None = None,
 ) -> Trajectory:
     progress.say(f"Full precision, {which}: recording")
-    found = record(node, model, schedule, run, progress.at)
+    found = record(node, model, schedule, run, progress.at, watch)
     progress.end(schedule.steps)
     return found
 
@@ -92,16 +101,19 @@ def run_name(run: CalibrationRun) -> str:
 
 
 def store_for(
-    node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[CalibrationRun]
+    node: str, full_key: str, channels: int, schedule: Schedule, runs: Sequence[CalibrationRun], widths: int = 0
 ) -> TrajectoryStore:
     """Where full precision's runs wait until the statistics are written: on disk, so that Cancel loses one at most.
 
+    Args:
+        widths: channels at the places whose means are kept, together.
     Raises:
         ValueError: the folder cannot be written to, or its disk has no room for these runs.
     """
     qdrift_folder.tidy_recordings(full_key)
     store = TrajectoryStore(qdrift_folder.recording_path(full_key), qdrift_folder.PART)
     positions = schedule.latent.numel() // schedule.latent.shape[1]
-    each = 8 * positions * channels * schedule.steps  # two float32 tensors a call, a call a step at least
+    # Two float32 tensors a call, a call a step at least; a float32 mean a step and branch.
+    each = 8 * (positions * channels + widths) * schedule.steps
     qdrift_folder.check_room(node, each * sum(not store.holds(run_name(run)) for run in runs))
     return store

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...calibration import resume_parts
 from ...calibration.collect import RunMoments
+from ...core.run_means import RunMeans
 from ...core.shapes import to_float64
 from .. import identity, qdrift_folder
 from .recording import run_name
@@ -50,6 +51,14 @@ class Resume:
         """scale and shift, (steps, channels) each."""
         return self._usable(lambda: resume_parts.load_map(self._map(kind), steps, channels))
 
+    def save_layers(self, runs: RunMeans) -> None:
+        tensors = {"count": torch.tensor([runs.count], dtype=torch.int64), "mean": runs.mean, "m2": runs.m2}
+        resume_parts.save(self._layers(), tensors)
+
+    def load_layers(self, shape: tuple[int, int]) -> RunMeans | None:
+        """The layer correction's runs so far, of this shape."""
+        return self._usable(lambda: resume_parts.load_layers(self._layers(), shape))
+
     def save_trial(self, run: CalibrationRun, measures: Sequence[Sequence[float]]) -> None:
         resume_parts.save(self._trial(run), {"measures": torch.stack([to_float64(pair) for pair in measures])})
 
@@ -74,6 +83,9 @@ class Resume:
 
     def _map(self, kind: str) -> Path:
         return self.folder / f"{kind}_{self.fitted}.partial"
+
+    def _layers(self) -> Path:
+        return self.folder / f"layers_{self.fitted}.partial"
 
     def _trial(self, run: CalibrationRun) -> Path:
         return self.folder / f"trial_{self.fitted}_{run_name(run)}.partial"

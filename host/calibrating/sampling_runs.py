@@ -18,6 +18,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...calibration.trajectories import ModelCall, Trajectory
+from ..sampling.hooks import around_network
+from .layer_means import PlaceWatch
 
 Conditioning = list
 
@@ -49,9 +51,17 @@ class CalibrationRun:
 
 
 def record(
-    node: str, model: ModelPatcher, schedule: Schedule, run: CalibrationRun, on_step: Callable[[int], None]
+    node: str,
+    model: ModelPatcher,
+    schedule: Schedule,
+    run: CalibrationRun,
+    on_step: Callable[[int], None],
+    watch: PlaceWatch | None = None,
 ) -> Trajectory:
-    """A full-precision run. ValueError if the model predicts NaN; Cancel as ComfyUI raises it."""
+    """A full-precision run. ValueError if the model predicts NaN; Cancel as ComfyUI raises it.
+
+    watch: gathers the means at the network's places.
+    """
     calls: list[ModelCall] = []
     final: list[Tensor] = []
     stock = comfy.samplers.sampler_object(schedule.sampler)
@@ -65,13 +75,16 @@ def record(
         calls.append(ModelCall(x, sigma.detach().to("cpu", copy=True), denoised))
 
     def sampler(model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+        if watch is not None:
+            watch.start()
+            options["extra_args"] = around_network(options.get("extra_args") or {}, watch)
         end = stock.sampler_function(_Listening(model, keep), x, sigmas, **options)
         final.append(end.detach().to("cpu", copy=True))
         return end
 
     recording = comfy.samplers.KSAMPLER(sampler, dict(stock.extra_options), dict(stock.inpaint_options))
     sample(model, schedule, run, recording, lambda step, *_: on_step(min(step + 1, schedule.steps)))
-    return Trajectory(calls, final[0])
+    return Trajectory(calls, final[0], None if watch is None else watch.taken())
 
 
 def final_state(

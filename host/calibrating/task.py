@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...calibration.correctors import CORRECTORS, found
 from ...calibration.trial import PLAIN
 from ...core.plan import Plan
-from ..correction import BOTH, DRIFT, MOMENTS, REFUSE
+from ..correction import REFUSE
 from ..sampling.stages import Window
 from .model_pair import ModelPair
 from .recording import Progress
@@ -16,11 +17,6 @@ from .sampling_runs import CalibrationRun, Schedule
 
 DRIFT_ALONE, DRIFT_AND_MOMENTS = "drift", "drift and moments"
 CALIBRATED = (DRIFT_AND_MOMENTS, DRIFT_ALONE)  # what a calibration can find
-# What is tried on held-out runs: a correction and its strength.
-CANDIDATES = {
-    DRIFT_ALONE: ((PLAIN, 0.0), (DRIFT, 1.0)),
-    DRIFT_AND_MOMENTS: ((PLAIN, 0.0), (DRIFT, 1.0), (MOMENTS, 0.5), (MOMENTS, 1.0), (BOTH, 1.0)),
-}
 # How corrections are tried, and moments matched beside Q-Drift: as the nodes stand by default.
 CALIBRATED_OPTIONS: dict[str, Any] = {
     "strength": 1.0,
@@ -41,6 +37,7 @@ class Settings:
         correction: one of CALIBRATED.
         held_out: how many of the runs, the last ones, are kept aside to try corrections on.
         trim: elements of the error further than this many standard deviations from its mean are left out; None: none.
+        layers: whether a layer correction is looked for.
         interleaved: the two models by turns, run by run, instead of one after the other.
     """
 
@@ -48,14 +45,21 @@ class Settings:
     held_out: int
     trim: float | None = None
     interleaved: bool = False
+    layers: bool = False
+
+    @property
+    def correctors(self) -> list[str]:
+        """Names of the corrections that are found."""
+        return found(maps=self.correction == DRIFT_AND_MOMENTS, layers=self.layers)
 
     @property
     def candidates(self) -> tuple[tuple[str, float], ...]:
-        return CANDIDATES[self.correction]
+        """What is tried on held-out runs: a correction and its strength."""
+        return (PLAIN, 0.0), *((name, each) for name in self.correctors for each in CORRECTORS[name].tried)
 
     def model_runs(self, fitted: int) -> int:
         """Whole runs of the quantized model, for so many runs to measure."""
-        loops = 2 if self.correction == DRIFT_AND_MOMENTS else 0
+        loops = sum(CORRECTORS[name].maps is not None for name in self.correctors) + self.layers
         return fitted * (1 + loops) + self.held_out * len(self.candidates)
 
 

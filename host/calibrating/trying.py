@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.samplers
 from torch import Tensor
 
@@ -22,6 +24,8 @@ def try_corrections(task: Task, statistics: QDriftStatistics, store: TrajectoryS
     """
     if not task.held_out:
         return None
+    if task.settings.layers and statistics.layers is None:  # looked for and not found
+        task = replace(task, settings=replace(task.settings, layers=False))
     each = [_try(task, i, statistics, store) for i in range(len(task.held_out))]  # (run, candidate, 2)
     error, distance = (tuple(tuple(run[c][part] for run in each) for c in range(len(each[0]))) for part in (0, 1))
     return Trial(task.settings.candidates, error, distance)

@@ -9,16 +9,18 @@ made by an OUTER_SAMPLE wrapper, kept in that run's own options and gone with th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
 from .run import SamplingRun, reads_attention
 from .stages import GuidanceStage, Stage
 
 KEY = "gimbal"
 SAMPLER_KEY = "gimbal.sampler"
+NETWORK_KEY = "gimbal.network"
 
 
 class _StartRun:
@@ -120,6 +122,52 @@ def replace_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> An
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY, _ReplaceSampler(exchange))
     return patched
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkCall:
+    """One call of the network on its way.
+
+    Attributes:
+        network: that is called. sigma: (chunks * B,), of the batch. branches: for each chunk of the batch the number of
+            its conditioning, 0 or 1 with cond and uncond.
+        output: makes the call; without changes it may be made more than once.
+    """
+
+    network: nn.Module
+    sigma: Tensor
+    branches: list[int]
+    output: Callable[[], Tensor]
+
+
+class _Around:
+    """APPLY_MODEL wrapper: hands a network call on."""
+
+    def __init__(self, around: Callable[[NetworkCall], Tensor]):
+        self.around = around
+
+    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        given = (
+            a["cond_or_uncond"] for a in (*args, *kwargs.values()) if isinstance(a, dict) and "cond_or_uncond" in a
+        )
+        branches = list(next(given, [0]))
+        return self.around(
+            NetworkCall(executor.class_obj.diffusion_model, t, branches, lambda: executor(x, t, *args, **kwargs))
+        )
+
+
+def around_network(extra_args: dict[str, Any], around: Callable[[NetworkCall], Tensor]) -> dict[str, Any]:
+    """What a sampler is to hand to its model in the place of extra_args, so that each network call becomes around(call).
+
+    The given options stay as they are, so that nothing is left of it after the run.
+    """
+    options = extra_args.get("model_options") or {}
+    transformer = options.get("transformer_options", {})
+    wrappers = transformer.get("wrappers", {})
+    ours = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), NETWORK_KEY: [_Around(around)]}
+    # Copied along the way to the wrappers only: what others keep in the options stays theirs.
+    transformer = {**transformer, "wrappers": {**wrappers, WrappersMP.APPLY_MODEL: ours}}
+    return {**extra_args, "model_options": {**options, "transformer_options": transformer}}
 
 
 def _pre_cfg(stage: GuidanceStage) -> Any:

@@ -17,6 +17,8 @@ from gimbal.calibration.statistics import QDriftStatistics
 from gimbal.calibration.trajectories import ModelCall, Trajectory, TrajectoryStore
 from gimbal.calibration.trajectory_header import read_header, write_header
 from gimbal.calibration.trial import Trial
+from gimbal.core.layer_correction import LayerOffsets
+from gimbal.core.places import Place
 
 CHANNELS, EACH = 2, 550
 HUGE = "9" * 400
@@ -43,14 +45,18 @@ def make_statistics(path):
     state = [1.0, 0.0], torch.ones(2, CHANNELS), torch.zeros(2, CHANNELS)
     trial = Trial((("plain", 0.0), ("moments", 0.5)), ((0.2, 0.3), (0.1, 0.2)), ((0.1, 0.1), (0.05, 0.05)))
     found = QDriftStatistics.from_runs([5.0, 1.0], runs, provenance, state)
-    QDriftStatistics(**{**vars(found), "trial": trial}).save(path)
+    places = Place("blocks.0.proj", 0, 3, -1), Place("blocks.1", 1, 2, 1)
+    edges, offset = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.arange(10.0).view(2, 5).bfloat16()
+    beside = {"state_scale_layers": torch.ones(2, CHANNELS), "state_shift_layers": torch.zeros(2, CHANNELS)}
+    layers = LayerOffsets(places, edges, offset)
+    QDriftStatistics(**{**vars(found), **beside, "layers": layers, "trial": trial}).save(path)
 
 
 def read_statistics(path):
     found = QDriftStatistics.load(path)
     assert found.describe()
-    tensors = {name: value for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
-    return tensors, {**found.provenance.to_metadata(), "trial": found.trial and found.trial.to_text()}
+    metadata = {**found.provenance.to_metadata(), "trial": found.trial and found.trial.to_text()}
+    return found._given(), {**metadata, **(found.layers.to_file()[1] if found.layers else {})}
 
 
 def read_run(path):

@@ -342,7 +342,7 @@ BAD_CONTENTS = {
     "sigma is missing": (without("sigma"), f"tensor sigma is missing; {ODD}"),
     "m2 is missing": (without("m2"), "tensor m2 is missing"),
     "variance is missing": (without("variance"), "tensor variance is missing"),
-    "half a state map": (without("state_scale"), "state_scale is missing beside the rest of the state map"),
+    "half a state map": (without("state_scale"), "state_scale is missing beside state_sigma, state_shift"),
     "sigma in float32": (replaced("sigma", lambda t: t.float()), "tensor sigma has dtype F32 instead of F64"),
     "count in float64": (replaced("count", lambda t: t.double()), "tensor count has dtype F64 instead of I64"),
     "m2 in bfloat16": (replaced("m2", lambda t: t.bfloat16()), "tensor m2 has dtype BF16 instead of F64"),
@@ -686,7 +686,10 @@ def test_description():
     found = statistics((1, 2, 3), quantization="q" * 500, full_model="evil\x1b[2J")
     lines = found.describe().splitlines()
     assert lines[0] == "Q-Drift statistics: base_w4a4.safetensors against evil [2J"
-    assert lines[1] == "ve, 3 channels, 4 sigmas from 14.6 to 0.03, 3 runs, with moment matching"
+    assert (
+        lines[1]
+        == "ve, 3 channels, 4 sigmas from 14.6 to 0.03, 3 runs, with moment matching, without layer correction"
+    )
     assert "             cfg  4.5" in lines and "           seeds  1,2,3" in lines
     assert max(map(len, lines[:-1])) < 130 and lines[-1] == found.verdict()
     table = [line.split() for line in lines if line.split()[:1] in (["14.6"], ["3"], ["0.5"], ["0.03"])]
@@ -707,10 +710,10 @@ def test_maps_with_drift_and_trials_survive_a_file(tmp_path):
     whole = dataclasses.replace(found, state_scale_drift=scale, state_shift_drift=shift, trial=tried)
     whole.save(tmp_path / "a.safetensors")
     back = QDriftStatistics.load(tmp_path / "a.safetensors")
-    assert back.trial == tried and torch.equal(back.state_map(with_drift=True).scale, scale)
+    assert back.trial == tried and torch.equal(back.state_map("drift").scale, scale)
     assert torch.equal(back.state_map().scale, found.state_scale) and back.state_map().start == SIGMAS[0]
     assert "leave this model as it is" in back.verdict() and "held-out" in back.describe()
-    assert found.state_map(with_drift=True) is None
+    assert found.state_map("drift") is None
     with pytest.raises(ValueError, match="state_shift_drift is missing"):
         dataclasses.replace(found, state_scale_drift=scale)
     with pytest.raises(ValueError, match="state_scale_drift is negative"):

@@ -288,3 +288,27 @@ def test_groups_are_even():
     for groups in (0, 4):
         with pytest.raises(ValueError, match="pass 1 to 3"):
             even_groups(3, groups)
+
+
+# A window.
+
+
+def test_a_window_cuts_the_rows_and_keeps_the_levels_within():
+    cut = table().within(3.0, 0.5)
+    for sigma in (0.5, 0.9, 1.0, 1.5, 2.0, 3.0):
+        assert torch.equal(cut.at(sigma), table().at(sigma)), sigma
+    for sigma in (0.0, 0.49, 3.01, 4.0, 8.0):
+        assert not cut.at(sigma).any(), sigma
+    assert cut.places == table().places
+
+
+def test_a_window_over_everything_changes_no_row():
+    whole = table().within(1e9, 0.0)
+    for sigma in (0.1, 1.0, 2.0, 4.0, 1e3):
+        assert torch.equal(whole.at(sigma), table().at(sigma)), sigma
+
+
+def test_a_window_that_rises_is_refused():
+    for high, low in ((1.0, 2.0), (1.0, -0.1), (math.nan, 0.0)):
+        with pytest.raises(ValueError, match="pass levels that fall"):
+            table().within(high, low)

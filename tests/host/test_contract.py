@@ -70,7 +70,13 @@ MODEL_NODES = {
 }
 BY_MOMENTS = "qdrift.GimbalQDrift by moments"
 MODEL_NODES[BY_MOMENTS] = {**MODEL_NODES["qdrift.GimbalQDrift"], "correction": "moments"}
-ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", BY_MOMENTS)  # a model carries one of these at most
+BY_LAYERS = "qdrift.GimbalQDrift by layers"
+MODEL_NODES[BY_LAYERS] = {
+    **MODEL_NODES["qdrift.GimbalQDrift"],
+    "correction": "layers",
+    "stats": lambda model: sys.modules["tiny_models"].layer_statistics(model),
+}
+ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", BY_MOMENTS, BY_LAYERS)  # a model carries one of these at most
 
 pytestmark = [
     pytest.mark.parametrize("family", FAMILIES),

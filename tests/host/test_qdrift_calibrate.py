@@ -518,7 +518,7 @@ def test_recording_goes_on_and_does_not_overwrite(tiny, twin, folders):
     full, _ = cancelling(tiny.model("sd3"), after=5)
     with pytest.raises(Cancelled):
         record(tiny, twin, full_model=full)
-    assert len(list(folders.rglob("run_*.safetensors"))) == 1
+    assert len(list(folders.rglob("run_*.safetensors"))) == 2, "a run, and its layers' means"
     assert record(tiny, twin, full_model=full).endswith("trajectories/t")
     again, calls = counted(tiny.model("sd3"))
     assert record(tiny, twin, full_model=again).endswith("t_2") and len(calls) == 6

@@ -240,7 +240,7 @@ def test_calibrate_over_http_then_load(server, artefacts):
     seen = []
     result = client.run(server.url, calibration("GIMBAL"), lambda node, done, of: seen.append((node, done, of)))
     ours = [(done, of) for node, done, of in seen if node == "4"]
-    total = 6 * (3 + 1 + 3 * 3 + 5)  # recorded; measured, and twice in closed loop; tried
+    total = 6 * (3 + 1 + 3 * 5 + 7)  # recorded; measured, and four times in closed loop; tried
     assert ours[-1] == (total, total) and [done for done, _ in ours] == sorted(done for done, _ in ours)
     for node in ("4", "5"):
         (entry,) = result.images(node)

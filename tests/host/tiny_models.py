@@ -387,3 +387,21 @@ def statistics(model: Any, spread: float = 0.45, **changes: Any) -> Any:
         (1 + 0.05 * torch.rand(3, channels, generator=generator), torch.full((3, channels), 0.05)) for _ in range(2)
     ]
     return QDriftStatistics.from_runs(sigmas, [runs], Provenance(**{**about, **changes}), (ends, *maps[0]), maps[1])
+
+
+def layer_statistics(model: Any) -> Any:
+    """`statistics` with offsets at the linear layers that write to the residual stream."""
+    from gimbal.core import places
+    from gimbal.core.layer_correction import LayerOffsets
+
+    network = model.model.diffusion_model
+    found = [
+        places.Place(name, 0, network.get_submodule(name).out_features, -1)
+        for name in places.names(network, "residual")
+        if "emb_layers" not in name  # gives no positions
+    ]
+    width = sum(place.channels for place in found)
+    offset = 0.2 * torch.randn(2, width, generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    layers = LayerOffsets(tuple(found), ends, offset.bfloat16())
+    return dataclasses.replace(statistics(model), layers=layers)

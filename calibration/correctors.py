@@ -1,0 +1,48 @@
+"""The corrections that a calibration can find and a sampling run can take, each by its name in the nodes and in files.
+
+One entry here puts a correction into the nodes' lists, the trial on held-out runs and the files' checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Beside = Literal["", "drift", "layers"]  # what moment matching's maps were found beside
+
+
+@dataclass(frozen=True)
+class Corrector:
+    """What acts in it.
+
+    Attributes:
+        drift: Q-Drift's gain. layers: the layer correction.
+        maps: moment matching, with the maps that were found beside this; None: no moment matching.
+        tried: strengths that the trial on held-out runs tries.
+    """
+
+    drift: bool = False
+    layers: bool = False
+    maps: Beside | None = None
+    tried: tuple[float, ...] = (1.0,)
+
+
+DRIFT, MOMENTS, BOTH, LAYERS, LAYERS_AND_MOMENTS = "drift", "moments", "both", "layers", "layers and moments"
+CORRECTORS = {
+    DRIFT: Corrector(drift=True),
+    MOMENTS: Corrector(maps="", tried=(0.5, 1.0)),
+    BOTH: Corrector(drift=True, maps="drift"),
+    LAYERS: Corrector(layers=True),
+    LAYERS_AND_MOMENTS: Corrector(layers=True, maps="layers"),
+}
+
+
+def found(maps: bool, layers: bool) -> list[str]:
+    """Names of the corrections that a calibration finds which matches moments or not, corrects layers or not."""
+    return [name for name, kind in CORRECTORS.items() if (maps or kind.maps is None) and (layers or not kind.layers)]
+
+
+def map_names(beside: Beside) -> tuple[str, str]:
+    """The statistics' fields that hold these maps: scale, shift."""
+    suffix = f"_{beside}" if beside else ""
+    return f"state_scale{suffix}", f"state_shift{suffix}"
