@@ -16,13 +16,14 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..calibration import fingerprint
-from ..calibration.text import printable
+from ..calibration.text import shown
+from .messages import NodeId
 
 FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def digest(*values: object) -> str:
-    return fingerprint.digest(*values, opaque=(ModelPatcher, CLIP))
+    return fingerprint.digest(*values, opaque=(ModelPatcher, CLIP, NodeId))
 
 
 def weights_digest(model: ModelPatcher) -> str:

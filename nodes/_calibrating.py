@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..host.calibrating.finish import CalibrationResult
 from ..host.calibrating.task import CALIBRATED
-from ._inputs import Statistics
+from ._inputs import Statistics, advanced
 
 
 def full_model() -> io.Input:
@@ -30,6 +30,12 @@ def prompts() -> list[io.Input]:
             "negative", optional=True, tooltip="Used in every run. Needed with positive, but at cfg 1."
         ),
         io.Clip.Input("clip", optional=True, tooltip="Encodes the prompts. Leave it out with positive connected."),
+        *advanced(_texts()),
+    ]
+
+
+def _texts() -> list[io.Input]:
+    return [
         io.String.Input(
             "prompts",
             default="",
@@ -66,6 +72,12 @@ def schedule() -> list[io.Input]:
         ),
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a run."),
         io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels in place of scheduler and steps."),
+        *advanced(_runs()),
+    ]
+
+
+def _runs() -> list[io.Input]:
+    return [
         io.Int.Input(
             "runs",
             default=5,

@@ -12,6 +12,7 @@ from ..calibration.statistics import QDriftStatistics
 from ..calibration.text import printable
 from ..host import output_tracking, qdrift_folder
 from ..host.pictures.report import picture
+from . import _inputs
 from ._inputs import Statistics
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class GimbalQDriftLoad(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftLoad",
             display_name=cls.NAME,
             category="gimbal/qdrift",
@@ -64,7 +65,7 @@ class GimbalQDriftMerge(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         part = Statistics.Input
         tooltip = "Statistics of the same models, schedule and cfg, from other seeds or prompts."
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftMerge",
             display_name=cls.NAME,
             category="gimbal/qdrift",
@@ -120,7 +121,7 @@ class GimbalQDriftReport(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftReport",
             display_name=cls.NAME,
             category="gimbal/qdrift",

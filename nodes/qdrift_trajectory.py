@@ -17,7 +17,7 @@ from ..host.calibrating.recorded import recorded
 from ..host.calibrating.recording import Progress, record_all, run_name
 from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
 from ..host.calibrating.task import Settings
-from . import _calibrating
+from . import _calibrating, _inputs
 from ._inputs import name_of, unique_id
 
 
@@ -26,7 +26,7 @@ class GimbalQDriftRecord(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftRecord",
             display_name=cls.NAME,
             category="gimbal/qdrift",
@@ -36,14 +36,10 @@ class GimbalQDriftRecord(io.ComfyNode):
                 _calibrating.full_model(),
                 *_calibrating.schedule(),
                 *_calibrating.prompts(),
-                io.String.Input(
-                    "name",
-                    default="trajectory",
-                    tooltip="Folder in models/qdrift/trajectories. One of other inputs is not touched: a number is added.",
-                ),
+                *_inputs.advanced([_name()]),
             ],
             outputs=[io.String.Output(display_name="path")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -103,7 +99,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftCalibrateFrom",
             display_name=cls.NAME,
             category="gimbal/qdrift",
@@ -120,11 +116,11 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 ),
                 *_calibrating.prompts(),
                 _calibrating.correction(),
-                _calibrating.trim(),
+                *_inputs.advanced([_calibrating.trim()]),
                 _calibrating.filename("calibration"),
             ],
             outputs=_calibrating.outputs(),
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -190,6 +186,14 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         finished = finish(calibration, calibration.run(store), filename)
         output_tracking.note(cls.NAME, widgets, finished.path, before)
         return _calibrating.result_output(cls, finished)
+
+
+def _name() -> io.Input:
+    return io.String.Input(
+        "name",
+        default="trajectory",
+        tooltip="Folder in models/qdrift/trajectories. One of other inputs is not touched: a number is added.",
+    )
 
 
 def _settings_in(folder: Path) -> dict | None:

@@ -48,7 +48,11 @@ class _StartRun:
             if callback is not None:
                 callback(*progress)
 
-        samples = executor(noise, latent, sampler, sigmas, denoise_mask, counted, *args, **kwargs)
+        try:
+            samples = executor(noise, latent, sampler, sigmas, denoise_mask, counted, *args, **kwargs)
+        except BaseException:  # a Cancel is none of Exception in newer ComfyUI
+            run.stopped()
+            raise
         run.end(samples)
         return samples
 

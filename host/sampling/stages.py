@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..messages import NOWHERE, NodeId
 from .observe import Observer
 
 
@@ -46,7 +47,8 @@ class Stage:
     node: str  # display name, for messages
     window: Window
     observer: Observer = field(default_factory=Observer, kw_only=True)
-    observes_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
+    node_id: NodeId = field(default=NOWHERE, kw_only=True)  # for messages on the node
+    watches_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
 
     def settings(self) -> str:
         """The options in a few words, for the one log line of a run."""
@@ -91,7 +93,11 @@ class DenoisedStage(Stage):
 
 @dataclass(frozen=True, eq=False)
 class GuidanceStage(Stage):
-    def unsupported_reason(self, cond: Tensor, cfg: float) -> str:
+    def settings_at(self, cfg: float) -> str:
+        """`settings`, with what follows from the sampler's cfg."""
+        return self.settings()
+
+    def objection(self, cond: Tensor, cfg: float) -> str:
         """Why this stage cannot act on such a prediction; empty if it can."""
         return ""
 
