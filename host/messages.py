@@ -41,11 +41,11 @@ class Messages:
         self._lines: list[str] = []
 
     def info(self, words: str) -> None:
-        logger.info("%s: %s", self.node, words)
+        logger.info("%s: %s", self.node, shown(words, None))
         self.add(words)
 
     def warning(self, words: str) -> None:
-        logger.warning("%s: %s", self.node, words)
+        logger.warning("%s: %s", self.node, shown(words, None))
         self.add(words)
 
     def add(self, words: str) -> None:
