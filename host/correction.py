@@ -13,9 +13,8 @@ from comfy.k_diffusion import sampling
 from torch import Tensor
 
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
-from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map, MomentMatcher
-from ..core.plan import Plan, make_plan
+from ..core.plan import PathName, Plan, Rule, make_plan
 from ..core.solvers import run
 from . import identity
 from .messages import NOWHERE, Messages, NodeId
@@ -138,7 +137,7 @@ class Correction:
                 )
         return path
 
-    def say_differences(self, guider: Any, sampler: str, messages: Messages) -> None:
+    def log_mismatches(self, guider: Any, sampler: str, messages: Messages) -> None:
         """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
         about, found = self.stats.provenance, []
         cfg = getattr(guider, "cfg", about.cfg)
@@ -251,7 +250,7 @@ class CorrectedSampler:
         messages = Messages(ours.node, ours.node_id)
         if ours.advice:
             messages.add(ours.advice)
-        ours.say_differences(guider, name, messages)
+        ours.log_mismatches(guider, name, messages)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         try:
             plan = ours.plan(self.plain, sigmas, path, model_sampling, options)
@@ -261,7 +260,9 @@ class CorrectedSampler:
                 raise ValueError(
                     f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...){remedy}."
                 ) from error
-            per_call = PerCall(model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength)
+            per_call = PerCallCorrector(
+                model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength
+            )
             messages.info(f"{name}, each call by itself, as if it were an Euler step.")
             if ours.bias != "off":
                 messages.warning(

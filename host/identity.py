@@ -16,7 +16,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..calibration import fingerprint
-from ..calibration.text import shown
+from ..calibration.text import printable
 from .messages import NodeId
 
 FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..calibration.text import shown
+from ..calibration.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ class Messages:
         self._lines: list[str] = []
 
     def info(self, words: str) -> None:
-        logger.info("%s: %s", self.node, shown(words, None))
+        logger.info("%s: %s", self.node, printable(words, None))
         self.add(words)
 
     def warning(self, words: str) -> None:
-        logger.warning("%s: %s", self.node, shown(words, None))
+        logger.warning("%s: %s", self.node, printable(words, None))
         self.add(words)
 
     def add(self, words: str) -> None:
@@ -63,7 +63,7 @@ def on_node(node_id: NodeId, words: str) -> None:
     server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if node_id.value is None or not hasattr(server, "send_progress_text"):
         return
-    text = "\n".join(shown(line, None).translate(HARMLESS) for line in words.splitlines())
+    text = "\n".join(printable(line, None).translate(HARMLESS) for line in words.splitlines())
     try:
         server.send_progress_text(text, node_id.value, getattr(server, "client_id", None))
     except (RuntimeError, TypeError):  # its event loop is closed; a server of another make with other arguments

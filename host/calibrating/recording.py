@@ -10,10 +10,10 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ...calibration.text import printable
-from ...calibration.trajectories import Trajectory, TrajectoryStore
+from ...calibration.trajectories import TrajectoryStore, Trajectory
 from .. import identity, qdrift_folder
 from ..messages import NodeId, on_node
-from .sampling_runs import Run, Schedule, record
+from .sampling_runs import CalibrationRun, Schedule, record
 
 logger = logging.getLogger(__name__)
 

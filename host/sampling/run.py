@@ -23,7 +23,7 @@ class Record:
         self.state = stage.new_state() if isinstance(stage, DenoisedStage) else None
         self.counter = StepCounter(sigmas)
         self.seen = self.acted = 0  # model calls
-        self.blind = 0  # model calls whose attention it wanted and did not get
+        self.without_attention = 0  # model calls whose attention it wanted and did not get
         self.cfg: float | None = None  # the sampler's, as a guidance stage met it
         self.refusal = ""  # why it could not act
         self.map_recorder = MapRecorder(sigmas)
@@ -67,7 +67,7 @@ class SamplingRun:
                 record.watch(denoised)
                 watched = True
             record.begin(stage)
-            record.blind += stage.reads_attention and attention is None
+            record.without_attention += stage.reads_attention and attention is None
             # Asked for only where it is needed: sigma's value waits for the device.
             step = record.counter.step(float(sigma.flatten()[0]), self.begun) if stage.reads_step else None
             call = CallContext(step, attention, partial(record.map_recorder.add, sigma, self.begun))
@@ -116,9 +116,9 @@ class SamplingRun:
             elif record.acted:
                 acted = f"acted on {record.acted} of {record.seen} model calls"
                 messages.info(f"{acted} ({record.settings(stage)}).")
-                if record.blind and self.attention is not None:
+                if record.without_attention and self.attention is not None:
                     messages.warning(
-                        f"took the gradient for the attention on {record.blind} of {record.acted} model calls. "
+                        f"took the gradient for the attention on {record.without_attention} of {record.acted} model calls. "
                         f"{self.attention.refusal}."
                     )
             elif record.seen:

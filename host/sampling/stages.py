@@ -48,7 +48,7 @@ class Stage:
     window: Window
     observer: Observer = field(default_factory=Observer, kw_only=True)
     node_id: NodeId = field(default=NOWHERE, kw_only=True)  # for messages on the node
-    watches_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
+    observes_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
 
     def settings(self) -> str:
         """The options in a few words, for the one log line of a run."""
@@ -97,7 +97,7 @@ class GuidanceStage(Stage):
         """`settings`, with what follows from the sampler's cfg."""
         return self.settings()
 
-    def objection(self, cond: Tensor, cfg: float) -> str:
+    def unsupported_reason(self, cond: Tensor, cfg: float) -> str:
         """Why this stage cannot act on such a prediction; empty if it can."""
         return ""
 
