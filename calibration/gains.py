@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.gain_formulas import PathName
 from ..core.linear_samplers import SOLVERS
-from ..core.plan import PathName, Plan, make_plan
+from ..core.plan import Plan, make_plan
 from .statistics import QDriftStatistics
 
 DRAWS = 500  # groups of runs

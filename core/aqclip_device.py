@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .corridor import Corridor
-from .tiles import TileLayers, Grid, as_cells
+from .tiles import Grid, TileLayers, as_cells
 
 # Elements of a work tensor, at least where the latent has as many: 16 MiB, which takes longer to fill than to launch.
 WORK = 2**22

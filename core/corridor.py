@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .normal import lower_ndtri
-from .tiles import TileLayers, Grid, cover
+from .tiles import Grid, TileLayers, cover
 
 EPSILON = 1e-8  # the eps of Alg. 1 line 7
 RAREST = 1e-6  # quantiles of Eq. 2 stay this far from 0 and 1, where the normal distribution has no bound

@@ -14,12 +14,10 @@ from .ancestral import ancestral_steps
 from .coefficients import Coefficients, check_schedule, read_coefficients
 from .gain_formulas import Formula, PathName, Rule, alpha_ratio, automatic_rule, gain_formula, gains_of
 from .linear_samplers import Sampler, find_solver
-from .multistep import Output, Step, accumulated_variance, linear_steps, solver_history
-from .qdrift import as_variance, cap_gain, euler_gain, gain_from_variance, quadrature_gain
+from .multistep import Output, Step, linear_steps, solver_history
+from .qdrift import as_variance, cap_gain
 from .shapes import to_float64
 
-PathName = Literal["ve", "flow"]
-Rule = Literal["auto", "paper", "marginal", "accumulated"]
 BiasMode = Literal["deterministic", "stochastic"]
 Variance = Callable[[float], Tensor]  # sigma -> (C,) or ()
 Bias = Callable[[float], tuple[Tensor, Tensor, Tensor]]  # sigma -> slope, mean of the output, mean of its error
@@ -118,7 +116,7 @@ def make_plan(
     name, output, steps, reused = _solver_steps(solver, schedule, path, options or {}, model_sampling)
     levels = [stage.sigma for step in steps for stage in step.stages]
     variances = None if variance is None else _table("variance", levels, variance)
-    equation = _equation(_rule(path, reused) if rule == "auto" else rule, path, steps, reused)
+    formula = gain_formula(automatic_rule(path, reused) if rule == "auto" else rule, path, steps, reused)
     gains = to_float64(torch.zeros(len(steps), 1, device="cpu"))
     drawn = bias is not None and bias_mode == "stochastic"
     gained = variances is not None and not drawn
@@ -136,7 +134,7 @@ def make_plan(
         output,
         steps,
         torch.stack([gain for gain, _ in capped]),
-        tuple(1.0 if equation == "Eq. 27" else _alpha_ratio(path, step) for step in steps),
+        tuple(1.0 if formula is Formula.EULER_FLOW else alpha_ratio(path, step) for step in steps),
         tuple(i for i, (_, hit) in enumerate(capped) if hit),
         terms,
     )
@@ -174,67 +172,6 @@ def _solver_steps(
     coefficients = read(schedule)
     history = solver_history(coefficients, read)
     return coefficients.name, *linear_steps(coefficients, history.output), history.reused
-
-
-def _rule(path: PathName, reused: bool) -> Rule:
-    if reused:
-        return "accumulated"
-    return "paper" if path == "ve" else "marginal"
-
-
-def _equation(rule: Rule, path: PathName, steps: tuple[Step, ...], reused: bool) -> str:
-    if rule == "accumulated":
-        return "Eq. 36 accumulated"
-    if rule == "paper" and not reused and all(_is_euler(step) for step in steps):
-        return "Eq. 22" if path == "ve" else "Eq. 27"
-    return "Eq. 37"
-
-
-def _is_euler(step: Step) -> bool:
-    """linear_steps writes a one-term method with derivatives. A step of no length has no term."""
-    length = step.sigma_end - step.sigma
-    weights = [weight for call, weight in step.mix.terms if call == step.stages[0].call]
-    one_term = len(weights) == len(step.mix.terms) and len(step.stages) == 1 and step.mix.carry == 1.0
-    return one_term and math.isclose(sum(weights), length, rel_tol=1e-6, abs_tol=1e-12)
-
-
-def _gains(equation: str, output: Output, steps: tuple[Step, ...], path: PathName, variances: Tensor) -> Tensor:
-    """(steps, C), before strength and cap."""
-    if equation in ("Eq. 22", "Eq. 27"):
-        gains = [euler_gain(step.sigma, step.sigma_end, variances[step.stages[0].call]) for step in steps]
-    elif equation == "Eq. 37":
-        gains = [_quadrature(output, steps, step, path, variances) for step in steps]
-    else:
-        alphas = [_alpha(path, stage.sigma) for step in steps for stage in step.stages]
-        ends = [_alpha(path, step.sigma_end) or 1.0 for step in steps]  # at alpha 0 the gain is 0 whatever this gives
-        held = accumulated_variance(steps, output, alphas, ends, variances)
-        added = torch.cat([held[:1], held.diff(dim=0)])
-        bars = [(_sigma_bar(path, step.sigma), _sigma_bar(path, step.sigma_end)) for step in steps]
-        gains = [gain_from_variance(row, *bar).clamp(min=0.0) for row, bar in zip(added, bars, strict=True)]
-    return torch.stack(gains)
-
-
-def _quadrature(output: Output, steps: tuple[Step, ...], step: Step, path: PathName, variances: Tensor) -> Tensor:
-    alpha_end = _alpha(path, step.sigma_end) or 1.0  # at 0 sigma_bar is inf, and the gain 0
-    levels = {stage.call: stage.sigma for other in steps for stage in other.stages}
-    per_error = {call: 1.0 if output == "derivative" else levels[call] for call, _ in step.mix.terms}
-    weights = [weight * per_error[call] / alpha_end for call, weight in step.mix.terms]
-    of_terms = variances[[call for call, _ in step.mix.terms]]
-    return quadrature_gain(weights, of_terms, _sigma_bar(path, step.sigma), _sigma_bar(path, step.sigma_end))
-
-
-def _alpha(path: PathName, sigma: float) -> float:
-    return 1.0 - sigma if path == "flow" else 1.0
-
-
-def _sigma_bar(path: PathName, sigma: float) -> float:
-    alpha = _alpha(path, sigma)
-    return sigma / alpha if alpha > 0.0 else math.inf
-
-
-def _alpha_ratio(path: PathName, step: Step) -> float:
-    alpha = _alpha(path, step.sigma)
-    return _alpha(path, step.sigma_end) / alpha if alpha > 0.0 else 0.0
 
 
 def _table(name: str, levels: Sequence[float], of_sigma: Callable[[float], Tensor | float]) -> Tensor:

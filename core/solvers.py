@@ -13,7 +13,7 @@ from .coefficients import ModelSurface
 from .gain_formulas import PathName, Rule
 from .linear_samplers import SOLVERS, Callback, Sampler, find_solver
 from .multistep import LinearCombination, Step
-from .plan import Bias, BiasMode, PathName, Plan, Rule, Variance, make_plan
+from .plan import Bias, BiasMode, Plan, Variance, make_plan
 from .shapes import to_float64
 
 __all__ = ["SOLVERS", "Plan", "Stepper", "make_plan", "run", "sample"]

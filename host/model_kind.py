@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy import model_sampling
 
-from ..core.plan import PathName
+from ..core.gain_formulas import PathName
 
 
 def path_of(node: str, patcher: Any) -> PathName:

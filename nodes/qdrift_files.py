@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..calibration import files, report
 from ..calibration.statistics import QDriftStatistics
 from ..calibration.text import printable
-from ..host import qdrift_folder, output_tracking
+from ..host import output_tracking, qdrift_folder
 from ..host.pictures.report import picture
 from . import _inputs
 from ._inputs import Statistics

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..calibration.trajectories import TrajectoryStore
 from ..calibration.trajectory_header import HEADER, read_header, write_header
-from ..host import identity, qdrift_folder, output_tracking
+from ..host import identity, output_tracking, qdrift_folder
 from ..host.calibrating.calibration import Calibration
 from ..host.calibrating.finish import finish
 from ..host.calibrating.model_pair import ModelPair, checked, full_key

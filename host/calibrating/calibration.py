@@ -27,7 +27,7 @@ from .model_pair import ModelPair
 from .recording import Progress
 from .resume import Resume, fitted_name
 from .sampling_runs import CalibrationRun, Schedule
-from .task import DRIFT_AND_MOMENTS, DRIFT_ALONE, Settings, Task
+from .task import DRIFT_ALONE, DRIFT_AND_MOMENTS, Settings, Task
 from .trying import try_corrections
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import comfy.model_sampling
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ...core.plan import PathName
+from ...core.gain_formulas import PathName
 from .. import identity
 from ..model_kind import latent_format, path_of
 from ..sampling.hooks import SAMPLER_KEY, stages_of

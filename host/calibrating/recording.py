@@ -10,7 +10,7 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ...calibration.text import printable
-from ...calibration.trajectories import TrajectoryStore, Trajectory
+from ...calibration.trajectories import Trajectory, TrajectoryStore
 from .. import identity, qdrift_folder
 from ..messages import NodeId, on_node
 from .sampling_runs import CalibrationRun, Schedule, record

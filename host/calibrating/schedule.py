@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import identity
 from .model_pair import Traits
-from .sampling_runs import Conditioning, CalibrationRun, Schedule, sigmas_for
+from .sampling_runs import CalibrationRun, Conditioning, Schedule, sigmas_for
 
 
 def make_schedule(

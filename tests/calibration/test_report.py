@@ -14,7 +14,7 @@ from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
-from gimbal.calibration.trajectories import ModelCall, TrajectoryStore, Trajectory
+from gimbal.calibration.trajectories import ModelCall, Trajectory, TrajectoryStore
 from gimbal.calibration.trajectory_header import read_header, write_header
 from gimbal.core.plan import make_plan
 
