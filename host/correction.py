@@ -13,8 +13,9 @@ from comfy.k_diffusion import sampling
 from torch import Tensor
 
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
+from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map, MomentMatcher
-from ..core.plan import PathName, Plan, Rule, make_plan
+from ..core.plan import Plan, make_plan
 from ..core.solvers import run
 from . import identity
 from .messages import NOWHERE, Messages, NodeId

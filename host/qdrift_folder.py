@@ -20,6 +20,7 @@ from ..calibration.trajectory_header import HEADER
 
 NAME = "qdrift"
 TRAJECTORIES = "trajectories"
+MOST_SEARCHED = 50  # files, each read whole
 SUFFIX, PART = ".safetensors", ".partial"  # the second keeps what waits for a resume out of ComfyUI's lists
 KEPT_BYTES, KEPT_SECONDS = 8 * 2**30, 24 * 3600  # of other calibrations' full-precision runs
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -175,6 +176,13 @@ def save(statistics: QDriftStatistics, filename: str) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     name = clean(filename, "calibration")
     return claimed(home, name, SUFFIX, lambda path: _same_runs(path, statistics), statistics.save)
+
+
+def saved_as(statistics: QDriftStatistics) -> Path | None:
+    """The file in models/qdrift that tells of the same runs, the newest of several; None if there is none."""
+    paths = [Path(path) for name in statistics_names() if (path := folder_paths.get_full_path(NAME, name))]
+    newest = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_SEARCHED]
+    return next((path for path in newest if _same_runs(path, statistics)), None)
 
 
 def _same_runs(path: Path, statistics: QDriftStatistics) -> bool:

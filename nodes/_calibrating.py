@@ -139,10 +139,11 @@ def outputs() -> list[io.Output]:
         Statistics.Output(display_name="stats"),
         io.Image.Output(display_name="report"),
         io.String.Output(display_name="path"),
+        io.Image.Output(display_name="plots"),
     ]
 
 
 def result_output(cls: type[io.ComfyNode], finished: CalibrationResult) -> io.NodeOutput:
-    """What was written, and its picture on the node."""
-    preview = ui.PreviewImage(finished.picture, cls=cls)
-    return io.NodeOutput(finished.statistics, finished.picture, str(finished.path), ui=preview)
+    """What was written, and the verdict on the node."""
+    preview = ui.PreviewImage(finished.card, cls=cls)
+    return io.NodeOutput(finished.statistics, finished.card, str(finished.path), finished.plots, ui=preview)

@@ -36,6 +36,10 @@ class Progress:
         logger.info("%s: %s.", self.node, words)
         on_node(NodeId(self.node_id), words)
 
+    def end_with(self, words: str) -> None:
+        """What stays on the node. The log has it already."""
+        on_node(NodeId(self.node_id), words)
+
     def at(self, part: int) -> None:
         """This much of the present part is done."""
         self._bar.update_absolute(self._done + part)
