@@ -43,7 +43,7 @@ def verdict(statistics: QDriftStatistics) -> Verdict:
             "Check quantized_model: it is the full-precision model, or its quantization was not used.",
         )
     if tried is not None and tried.advice().correction:
-        return Verdict(Outcome.HELPS, _gain(tried), "Leave Quantization Fix at 'advised'.")
+        return Verdict(Outcome.HELPS, _gain(tried), "Leave Quantization Fix at 'advised'." + _left(tried))
     if error < report.SLIGHT:
         return Verdict(
             Outcome.NOTHING,
@@ -62,6 +62,13 @@ def verdict(statistics: QDriftStatistics) -> Verdict:
         f"no correction helps in every held-out run; the final latent stays {final} off",
         "Take a finer quantization of the model, or use it as it is.",
     )
+
+
+def _left(tried: Trial) -> str:
+    """A further sentence where much is left."""
+    advice = tried.advice()
+    left = math.sqrt(tried.mean_error(tried.candidates.index((advice.correction, advice.strength))))
+    return " Much is left: a finer quantization would help more." if left >= report.DAMAGE else ""
 
 
 def _gain(tried: Trial) -> str:

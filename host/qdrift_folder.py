@@ -34,17 +34,18 @@ def folder() -> Path:
     return Path(folder_paths.get_folder_paths(NAME)[0])
 
 
-def choices(names: list[str], what: str, maker: str) -> list[str]:
-    """For a list to choose from; where there is nothing yet, one entry that says what to do, as no list may be empty."""
-    return names or [f"no {what} yet: run {maker}, then press R"]
+def choices(names: list[str], first: str, maker: str) -> list[str]:
+    """For a list to choose from; where there is nothing yet, one entry that says what to do, as no list may be empty. A node
+    shows about 16 letters of it, so these say the most."""
+    return names or [f"{first} first: run {maker}, then press R"]
 
 
 def statistics_choices() -> list[str]:
-    return choices(statistics_names(), "statistics", "Q-Drift Calibrate")
+    return choices(statistics_names(), "calibrate", "Q-Drift Calibrate")
 
 
 def trajectory_choices() -> list[str]:
-    return choices(trajectory_names(), "trajectory", "Q-Drift Record Trajectory")
+    return choices(trajectory_names(), "record", "Q-Drift Record Trajectory")
 
 
 def statistics_names() -> list[str]:

@@ -148,7 +148,6 @@ class GimbalQDriftReport(io.ComfyNode):
         found = verdict(stats)
         image = card(found, qdrift_folder.saved_as(stats))
         words = f"{found.line} {found.next_step}\n\n{report.text(stats)}"
-        _inputs.messages(cls).add(found.line)
         return io.NodeOutput(image, words, picture(stats), ui=ui.PreviewImage(image, cls=cls))
 
 

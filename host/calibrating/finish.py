@@ -38,5 +38,5 @@ def finish(calibration: Calibration, statistics: QDriftStatistics, filename: str
     logger.info(
         "%s: wrote %s. %s %s", calibration.task.node, printable(path, None), found.line, report.verdict(statistics)
     )
-    calibration.task.progress.end_with(f"{found.line} {found.next_step}")
+    calibration.task.progress.end_with(found.line)
     return CalibrationResult(statistics, card(found, path), picture(statistics, calibration.residuals), path)

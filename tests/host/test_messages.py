@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 MODEL = {"unet_name": "gimbal_letters_fp16.safetensors", "weight_dtype": "default"}
+OUTCOMES = {"Helps", "Nothing to repair", "Cannot be repaired"}
 PROGRESS_TEXT = 3  # ComfyUI's kind of binary message
 
 
@@ -135,7 +136,7 @@ def test_quantization_and_its_correction_speak(texts, defaults):
     }
     found = texts(graph(nodes, "42", cfg=3.0))
     assert found["40"][-1].startswith("W4A4, groups of 64")
-    assert any("recording" in text for text in found["41"]) and "Tried on 1 held-out run" in found["41"][-1]
+    assert any("recording" in text for text in found["41"]) and found["41"][-1].split(":")[0] in OUTCOMES
     assert found["42"][-1].startswith("euler, path flow")
     (said,) = texts(graph(nodes, "42", cfg=4.0)).values()  # all but the sampler comes from the cache
     assert said[-1].startswith(

@@ -24,7 +24,11 @@ function restore() {
 }
 
 app.registerExtension({
-    name: "gimbal.keepText",
+    name: "gimbal.canvas",
+    nodeCreated(node) {
+        // Its own width would be that of its title: too little for the verdict. A saved graph's size comes after this.
+        if (node.comfyClass === "GimbalQDriftReport") node.setSize?.([Math.max(node.size[0], 320), node.size[1]])
+    },
     setup() {
         api.addEventListener("progress_text", ({ detail }) => {
             const node = nodeAt(detail.nodeId)
