@@ -110,7 +110,7 @@ class Correction:
             )
         if isinstance(sampler.sampler_function, CorrectedSampler):
             raise ValueError(
-                f"{self.node}: this run's sampler is corrected already; use the Q-Drift model or the Q-Drift sampler, not both."
+                f"{self.node}: this run's sampler is corrected already; use Quantization Fix or its sampler, not both."
             )
         function = CorrectedSampler(self, sampler.sampler_function)
         return comfy.samplers.KSAMPLER(function, dict(sampler.extra_options), dict(sampler.inpaint_options))

@@ -97,7 +97,7 @@ def _runs() -> list[io.Input]:
             default=2,
             min=0,
             max=100,
-            tooltip="More runs, kept aside to try the corrections on: what helps there is what Q-Drift's 'advised' takes. "
+            tooltip="More runs, kept aside to try the corrections on: what helps there is what Quantization Fix takes by 'advised'. "
             "0: no trial, no advice.",
         ),
     ]

@@ -104,8 +104,8 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="The second half of a calibration: asks the quantized model at the states of a recorded "
-            "trajectory, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs to "
-            "models/qdrift. Needs the prompts of the recording.",
+            "trajectory, matches its moments, tries the corrections on held-out runs, and writes what Quantization Fix "
+            "needs to models/qdrift. Needs the prompts of the recording.",
             inputs=[
                 _calibrating.quantized_model(),
                 io.Combo.Input(

@@ -25,8 +25,8 @@ TYPED = {
 }
 FOLDED = {
     "en": "Folded away as advanced inputs in newer ComfyUI: ",
-    "zh": "在较新的 ComfyUI 中作为高级输入折叠：",
-    "ja": "新しいComfyUIでは詳細な入力として折りたたまれるもの：",
+    "zh": "在较新的 ComfyUI 中作为高级输入折叠\uff1a",
+    "ja": "新しいComfyUIでは詳細な入力として折りたたまれるもの\uff1a",
 }
 
 
