@@ -288,24 +288,24 @@ def test_what_a_node_did_is_read_on_it_after_the_run(page, renderer, artefacts):
     page.screenshot(path=artefacts / f"speaking_{renderer}.png")
 
 
-def test_a_node_in_a_subgraph_has_spoken_when_it_is_opened(page, renderer, artefacts):
+def test_a_node_in_a_subgraph_has_spoken_when_it_is_opened(page, server):
     from devkit import browser
 
+    if not server.get("/object_info/GimbalQDrift")["GimbalQDrift"].get("search_aliases"):
+        pytest.skip("older frontends show no text on nodes of a subgraph that is opened later")
     open_graph(page, speaking(4))
     page.evaluate("""() => {
         const inner = app.graph._nodes.find(n => n.type === "GimbalMicrograin")
         app.graph.convertToSubgraph(new Set([inner]))
     }""")
     browser.press_run(page)
-    page.wait_for_timeout(1000)
     page.evaluate("""() => {
         const outer = app.graph._nodes.find(n => n.subgraph)
         app.canvas.openSubgraph(outer.subgraph, outer)
-        app.canvas.ds.scale = 1
-        app.canvas.centerOnNode(outer.subgraph._nodes.find(n => n.type === "GimbalMicrograin"))
     }""")
-    page.get_by_text("acted on 4 of 4 model calls (smooth").first.wait_for()
-    page.screenshot(path=artefacts / f"speaking_in_subgraph_{renderer}.png")
+    page.wait_for_function("""() => app.canvas.graph._nodes.some(
+        n => n.type === "GimbalMicrograin" && n.widgets.some(w => String(w.value).startsWith("acted on 4 of 4"))
+    )""")
     page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph.rootGraph)")
 
 
@@ -320,7 +320,7 @@ def test_nodes_are_found_by_what_is_wrong(page, server, words):
     page.locator("[role=option]").filter(has_text=name).first.wait_for()
 
 
-def test_an_empty_list_says_what_to_do(page, server):
+def test_an_empty_list_says_what_to_do(page):
     """In the letters that a node shows of it."""
     from devkit import browser
 
@@ -329,8 +329,8 @@ def test_an_empty_list_says_what_to_do(page, server):
         (shown,) = page.evaluate(
             "() => app.graph._nodes[0].widgets.filter(w => ['file', 'trajectory'].includes(w.name)).map(w => w.value)"
         )
-        there = server.get(f"/object_info/{page.evaluate('() => app.graph._nodes[0].type')}")
-        assert shown.startswith(first) or shown.endswith(".safetensors"), (shown, there)
+        # Other tests of this server may have calibrated by now.
+        assert shown.startswith(first) or shown.endswith(".safetensors")
 
 
 def previewed():
