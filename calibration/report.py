@@ -200,7 +200,7 @@ def _printable(text: str) -> str:
 
 
 def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = None) -> str:
-    """Everything as text: settings, V and slope, gains per step and channel, stability, verdict. Ends in a newline."""
+    """Everything as text: settings, V and slope, gains per step and channel, stability, what to expect. Ends in a newline."""
     shown = figures(statistics)
     settings, _, _ = describe(statistics).rpartition("\n\n")  # the verdict comes last here
     if statistics.trial is not None:

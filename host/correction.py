@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,13 +21,12 @@ from ..core.match import Map, MomentMatcher
 from ..core.plan import Plan, make_plan
 from ..core.solvers import run
 from . import identity
+from .messages import NOWHERE, Messages, NodeId
 from .model_kind import latent_format, path_of
 from .network_layers import ActingLayers
 from .per_call import PerCallCorrector
 from .sampling.hooks import around_network
 from .sampling.stages import Window
-
-logger = logging.getLogger(__name__)
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
 ADVISED = "advised"
@@ -58,25 +56,30 @@ class Correction:
     bias: str
     unsupported: str
     window: Window
+    node_id: NodeId = NOWHERE
+    advice: str = ""  # what the statistics advised, for the node to say at every run
 
     @classmethod
     def chosen(
         cls, node: str, stats: QDriftStatistics, correction: str, strength: float, **options
     ) -> Correction | None:
-        """None, and a line in the log, where this is to change nothing.
+        """None, and a message, where this is to change nothing.
 
         Raises:
             ValueError: the statistics lack what is asked for, or bias is set beside the layer correction.
         """
+        messages, advice = Messages(node, options.get("node_id", NOWHERE)), ""
         if strength == 0.0:
+            messages.add("changes nothing: strength is 0")
             return None
         if correction == ADVISED:
-            correction, share = cls._advised(node, stats)
+            correction, share, advice = cls._advised(stats)
+            messages.info(advice)
             strength *= share if correction else 1.0
         if not correction and options["bias"] == "off":
             return None
         correction = correction or DRIFT  # whose gain the bias correction takes the place of
-        made = cls(node, stats, correction, strength, **options)
+        made = cls(node, stats, correction, strength, advice=advice, **options)
         lacking = made._lacking()
         if lacking:
             raise ValueError(
@@ -99,21 +102,19 @@ class Correction:
         )
 
     @staticmethod
-    def _advised(node: str, stats: QDriftStatistics) -> tuple[str, float]:
-        """The correction and the share of the strength."""
+    def _advised(stats: QDriftStatistics) -> tuple[str, float, str]:
+        """The correction, the share of the strength, and what to say of it."""
         if stats.trial is None:
-            logger.info("%s: these statistics hold no advice (held_out was 0, or merged); taking drift.", node)
-            return DRIFT, 1.0
+            return DRIFT, 1.0, "these statistics hold no advice (held_out was 0, or merged); taking drift."
         advice = stats.trial.advice()
         if not advice.correction:
-            logger.info(
-                "%s: changes nothing, as advised: on held-out runs no correction of this model helped clearly. "
-                "Choose another correction to try one anyway.",
-                node,
+            words = (
+                "changes nothing, as advised: on held-out runs no correction of this model helped clearly. "
+                "Choose another correction to try one anyway."
             )
         else:
-            logger.info("%s: advised is %s at strength %g.", node, advice.correction, advice.strength)
-        return advice.correction, advice.strength
+            words = f"advised is {advice.correction} at strength {advice.strength:g}."
+        return advice.correction, advice.strength, words
 
     def corrected(self, sampler: Any) -> comfy.samplers.KSAMPLER:
         """`sampler` with this correction built in.
@@ -128,7 +129,7 @@ class Correction:
             )
         if isinstance(sampler.sampler_function, CorrectedSampler):
             raise ValueError(
-                f"{self.node}: this run's sampler is corrected already; use the Q-Drift model or the Q-Drift sampler, not both."
+                f"{self.node}: this run's sampler is corrected already; use Quantization Fix or its sampler, not both."
             )
         function = CorrectedSampler(self, sampler.sampler_function)
         return comfy.samplers.KSAMPLER(function, dict(sampler.extra_options), dict(sampler.inpaint_options))
@@ -156,7 +157,7 @@ class Correction:
                 )
         return path
 
-    def log_mismatches(self, guider: Any, sampler: str) -> None:
+    def log_mismatches(self, guider: Any, sampler: str, messages: Messages) -> None:
         """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
         about, found = self.stats.provenance, []
         cfg = getattr(guider, "cfg", about.cfg)
@@ -170,7 +171,7 @@ class Correction:
             if theirs and ours != theirs:
                 found.append(f"{what} {ours} instead of {theirs}")
         if found:
-            logger.warning("%s: not as calibrated: %s. The statistics may fit less well.", self.node, "; ".join(found))
+            messages.warning(f"not as calibrated: {'; '.join(found)}. The statistics may fit less well.")
 
     def plan(
         self, sampler: Any, sigmas: Tensor, path: PathName, model_sampling: Any, options: dict[str, Any] | None = None
@@ -298,12 +299,15 @@ class CorrectedSampler:
         guider = model.inner_model
         name = self.__name__.removeprefix("sample_").removesuffix("_function").removesuffix("_RF")
         path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
-        ours.log_mismatches(guider, name)
+        messages = Messages(ours.node, ours.node_id)
+        if ours.advice:
+            messages.add(ours.advice)
+        ours.log_mismatches(guider, name, messages)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         inside = ours.inside(guider.model_patcher)
         if inside is not None:
             extra_args = around_network(extra_args, inside)
-            logger.info("%s: %s, strength %g.", ours.node, described(inside.layers), ours.strength)
+            messages.info(f"{described(inside.layers)}, strength {ours.strength:g}.")
         if ours.inside_alone:
             return self.plain(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
         try:
@@ -317,12 +321,10 @@ class CorrectedSampler:
             per_call = PerCallCorrector(
                 model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength
             )
-            logger.info("%s: %s, each call by itself, as if it were an Euler step.", ours.node, name)
+            messages.info(f"{name}, each call by itself, as if it were an Euler step.")
             if ours.bias != "off":
-                logger.warning(
-                    "%s: left the bias correction out, which needs a sampler with a corrected form, and took Q-Drift's "
-                    "gain.",
-                    ours.node,
+                messages.warning(
+                    "left the bias correction out, which needs a sampler with a corrected form, and took Q-Drift's gain."
                 )
             return self.plain(
                 per_call,
@@ -334,9 +336,9 @@ class CorrectedSampler:
                 **options,
             )
         maps = ours.maps(plan, model_sampling)
-        logger.info("%s: %s%s.", ours.node, plan.describe(), _described(maps))
+        messages.info(f"{plan.describe()}{_described(maps)}.")
         if ours.maps_asked and not any(maps):
-            logger.warning("%s: no step of this run lies where the statistics have a map.", ours.node)
+            messages.warning("no step of this run lies where the statistics have a map.")
         return self._run(plan, maps, model, x, extra_args, callback)
 
     def _run(

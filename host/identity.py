@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ..calibration import fingerprint
 from ..calibration.text import printable
+from .messages import NodeId
 
 FILES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def digest(*values: object) -> str:
-    return fingerprint.digest(*values, opaque=(ModelPatcher, CLIP))
+    return fingerprint.digest(*values, opaque=(ModelPatcher, CLIP, NodeId))
 
 
 def weights_digest(model: ModelPatcher) -> str:

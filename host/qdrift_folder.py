@@ -20,6 +20,7 @@ from ..calibration.trajectory_header import HEADER
 
 NAME = "qdrift"
 TRAJECTORIES = "trajectories"
+MOST_SEARCHED = 50  # files, each read whole
 SUFFIX, PART = ".safetensors", ".partial"  # the second keeps what waits for a resume out of ComfyUI's lists
 KEPT_BYTES, KEPT_SECONDS = 8 * 2**30, 24 * 3600  # of other calibrations' full-precision runs
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
@@ -33,17 +34,18 @@ def folder() -> Path:
     return Path(folder_paths.get_folder_paths(NAME)[0])
 
 
-def choices(names: list[str], what: str, maker: str) -> list[str]:
-    """For a list to choose from; where there is nothing yet, one entry that says what to do, as no list may be empty."""
-    return names or [f"no {what} yet: run {maker}, then press R"]
+def choices(names: list[str], first: str, maker: str) -> list[str]:
+    """For a list to choose from; where there is nothing yet, one entry that says what to do, as no list may be empty. A node
+    shows about 16 letters of it, so these say the most."""
+    return names or [f"{first} first: run {maker}, then press R"]
 
 
 def statistics_choices() -> list[str]:
-    return choices(statistics_names(), "statistics", "Q-Drift Calibrate")
+    return choices(statistics_names(), "calibrate", "Q-Drift Calibrate")
 
 
 def trajectory_choices() -> list[str]:
-    return choices(trajectory_names(), "trajectory", "Q-Drift Record Trajectory")
+    return choices(trajectory_names(), "record", "Q-Drift Record Trajectory")
 
 
 def statistics_names() -> list[str]:
@@ -175,6 +177,13 @@ def save(statistics: QDriftStatistics, filename: str) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     name = clean(filename, "calibration")
     return claimed(home, name, SUFFIX, lambda path: _same_runs(path, statistics), statistics.save)
+
+
+def saved_as(statistics: QDriftStatistics) -> Path | None:
+    """The file in models/qdrift that tells of the same runs, the newest of several; None if there is none."""
+    paths = [Path(path) for name in statistics_names() if (path := folder_paths.get_full_path(NAME, name))]
+    newest = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_SEARCHED]
+    return next((path for path in newest if _same_runs(path, statistics)), None)
 
 
 def _same_runs(path: Path, statistics: QDriftStatistics) -> bool:

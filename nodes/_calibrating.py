@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..host.calibrating.finish import CalibrationResult
 from ..host.calibrating.task import CALIBRATED
-from ._inputs import Statistics
+from ._inputs import Statistics, advanced
 
 
 def full_model() -> io.Input:
@@ -30,6 +30,12 @@ def prompts() -> list[io.Input]:
             "negative", optional=True, tooltip="Used in every run. Needed with positive, but at cfg 1."
         ),
         io.Clip.Input("clip", optional=True, tooltip="Encodes the prompts. Leave it out with positive connected."),
+        *advanced(_texts()),
+    ]
+
+
+def _texts() -> list[io.Input]:
+    return [
         io.String.Input(
             "prompts",
             default="",
@@ -66,6 +72,12 @@ def schedule() -> list[io.Input]:
         ),
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps of a run."),
         io.Sigmas.Input("sigmas", optional=True, tooltip="Noise levels in place of scheduler and steps."),
+        *advanced(_runs()),
+    ]
+
+
+def _runs() -> list[io.Input]:
+    return [
         io.Int.Input(
             "runs",
             default=5,
@@ -85,7 +97,7 @@ def schedule() -> list[io.Input]:
             default=2,
             min=0,
             max=100,
-            tooltip="More runs, kept aside to try the corrections on: what helps there is what Q-Drift's 'advised' takes. "
+            tooltip="More runs, kept aside to try the corrections on: what helps there is what Quantization Fix takes by 'advised'. "
             "0: no trial, no advice.",
         ),
     ]
@@ -128,10 +140,11 @@ def outputs() -> list[io.Output]:
         Statistics.Output(display_name="stats"),
         io.Image.Output(display_name="report"),
         io.String.Output(display_name="path"),
+        io.Image.Output(display_name="plots"),
     ]
 
 
 def result_output(cls: type[io.ComfyNode], finished: CalibrationResult) -> io.NodeOutput:
-    """What was written, and its picture on the node."""
-    preview = ui.PreviewImage(finished.picture, cls=cls)
-    return io.NodeOutput(finished.statistics, finished.picture, str(finished.path), ui=preview)
+    """What was written, and the verdict on the node."""
+    preview = ui.PreviewImage(finished.card, cls=cls)
+    return io.NodeOutput(finished.statistics, finished.card, str(finished.path), finished.plots, ui=preview)

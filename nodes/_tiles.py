@@ -36,16 +36,14 @@ def tiles() -> list[io.Input]:
             default=16,
             min=1,
             max=512,
-            tooltip="Distance between tiles, at most 'tile'. Half a tile blends neighbours without seams.",
+            tooltip="Distance between tiles. Half a tile blends neighbours without seams, and is taken where this is above 'tile'.",
         ),
     ]
 
 
-def check_tiles(node: str, tile: int, stride: int) -> None:
-    if stride > tile:
-        raise ValueError(
-            f"{node}: stride ({stride}) must not be above tile ({tile}), or positions would be left out; lower stride."
-        )
+def stride_within(tile: int, stride: int) -> int:
+    """The stride, or half a tile where a larger one would leave positions out: who lowers 'tile' need not think of it."""
+    return stride if stride <= tile else tile // 2
 
 
 def certainty(x: Tensor, tile: int, stride: int, call: CallContext) -> Tensor:

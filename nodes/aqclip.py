@@ -14,7 +14,8 @@ from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
 from ..host.sampling.stages import CallContext, DenoisedStage, Window
 from . import _inputs
-from ._tiles import certainty, check_tiles, not_a_picture, source, tiles
+from ._inputs import BURN
+from ._tiles import certainty, not_a_picture, source, stride_within, tiles
 
 # name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.
 CORRIDORS: dict[str, dict[str, Any]] = {
@@ -38,6 +39,18 @@ def limits() -> list[io.Input]:
     ]
 
 
+def average() -> io.Float.Input:
+    return io.Float.Input(
+        "ema_beta",
+        default=0.0,
+        min=0.0,
+        max=0.99,
+        step=0.01,
+        tooltip="How much of the corridor comes from earlier steps. 0 forgets them. The paper's 0.8 lags behind a "
+        "prediction that gains contrast from step to step, and takes some of it away.",
+    )
+
+
 @dataclass(frozen=True)
 class Clip:
     """The options that the two nodes share."""
@@ -46,6 +59,10 @@ class Clip:
     strength: float
     tile: int
     stride: int
+
+    @classmethod
+    def chosen(cls, corridor: str, strength: float, tile: int, stride: int) -> Clip:
+        return cls(corridor, strength, tile, stride_within(tile, stride))
 
     def apply(self, x: Tensor, **run: Any) -> Tensor:
         """Clip x; `run` is what aqclip is told of the sampling run, if there is one."""
@@ -89,27 +106,20 @@ class GimbalAQClip(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalAQClip",
             display_name=cls.NAME,
             category="gimbal/qsilk",
-            description="Keeps every step's prediction, tile by tile, within a corridor around the tile's own mean, after "
-            "guidance. Wider where the picture has structure.",
+            description="Against burnt, oversaturated colours and harsh contrast from a high cfg: keeps every step's "
+            "prediction, tile by tile, within a corridor around the tile's own mean, after guidance. Wider where the picture "
+            "has structure. A local form of dynamic thresholding.",
+            search=BURN,
+            reports=True,
             inputs=[
                 io.Model.Input("model"),
                 *limits(),
                 *_inputs.window(),
-                source(),
-                *tiles(),
-                io.Float.Input(
-                    "ema_beta",
-                    default=0.0,
-                    min=0.0,
-                    max=0.99,
-                    step=0.01,
-                    tooltip="How much of the corridor comes from earlier steps. 0 forgets them. The paper's 0.8 lags behind a "
-                    "prediction that gains contrast from step to step, and takes some of it away.",
-                ),
+                *_inputs.advanced([source(), *tiles(), average()]),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -118,12 +128,12 @@ class GimbalAQClip(io.ComfyNode):
     def execute(
         cls, model, start_percent: float, end_percent: float, ema_beta: float, confidence: str, **options
     ) -> io.NodeOutput:
-        clip, window = Clip(**options), Window(start_percent, end_percent)
-        check_tiles(cls.NAME, clip.tile, clip.stride)
+        clip, window = Clip.chosen(**options), Window(start_percent, end_percent)
         window.check(cls.NAME)
         if clip.strength == 0.0:
-            return io.NodeOutput(model)
-        return io.NodeOutput(add_stage(model, AQClipStage(cls.NAME, window, clip, ema_beta, confidence)))
+            return _inputs.unchanged(cls, model)
+        stage = AQClipStage(cls.NAME, window, clip, ema_beta, confidence, node_id=_inputs.node_id(cls))
+        return io.NodeOutput(add_stage(model, stage))
 
 
 class GimbalAQClipLatent(io.ComfyNode):
@@ -131,20 +141,23 @@ class GimbalAQClipLatent(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalAQClipLatent",
             display_name=cls.NAME,
             category="gimbal/qsilk",
-            description="The same clip, once, on a finished latent: before VAE Decode, or between two passes.",
-            inputs=[io.Latent.Input("latent"), *limits(), *tiles()],
+            description="Against burnt, oversaturated colours: AQClip, once, on a finished latent, before VAE Decode or between "
+            "two passes.",
+            search=BURN,
+            inputs=[io.Latent.Input("latent"), *limits(), *_inputs.advanced(tiles())],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
     @classmethod
     def execute(cls, latent, **options) -> io.NodeOutput:
-        clip = Clip(**options)
-        check_tiles(cls.NAME, clip.tile, clip.stride)
-        return io.NodeOutput(on_latent(cls.NAME, latent, clip.apply, str(clip)) if clip.strength else latent)
+        clip = Clip.chosen(**options)
+        if clip.strength == 0.0:
+            return _inputs.unchanged(cls, latent)
+        return io.NodeOutput(on_latent(_inputs.messages(cls), latent, clip.apply, str(clip)))
 
 
 NODES = [GimbalAQClip, GimbalAQClipLatent]

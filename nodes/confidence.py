@@ -15,7 +15,7 @@ from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.stages import CallContext, DenoisedStage, Window
 from . import _inputs, _preview
-from ._tiles import certainty, check_tiles, not_a_picture, source, tiles
+from ._tiles import certainty, not_a_picture, source, stride_within, tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +46,24 @@ class GimbalConfidence(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalConfidence",
             display_name=cls.NAME,
             category="gimbal/qsilk",
             description="Watches how certain the model is, tile by tile, without changing the picture. "
             "Confidence Preview shows it after the sampler, as an image and a mask.",
+            reports=True,
             inputs=[io.Model.Input("model"), source(), *tiles(), *_inputs.window()],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, start_percent: float, end_percent: float, **options) -> io.NodeOutput:
-        stage = ConfidenceStage(cls.NAME, Window(start_percent, end_percent), **options)
-        check_tiles(cls.NAME, stage.tile, stage.stride)
+    def execute(
+        cls, model, start_percent: float, end_percent: float, confidence: str, tile: int, stride: int
+    ) -> io.NodeOutput:
+        window = Window(start_percent, end_percent)
+        stride = stride_within(tile, stride)
+        stage = ConfidenceStage(cls.NAME, window, confidence, tile, stride, node_id=_inputs.node_id(cls))
         return io.NodeOutput(add_stage(model, stage))
 
 
@@ -68,7 +72,7 @@ class GimbalConfidencePreview(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalConfidencePreview",
             display_name=cls.NAME,
             category="gimbal/qsilk",

@@ -13,6 +13,7 @@ from ..host.sampling.hooks import add_stage
 from ..host.sampling.latent import on_latent
 from ..host.sampling.stages import CallContext, DenoisedStage, Window
 from . import _inputs
+from ._inputs import BURN
 
 FORMS = ["hard", "smooth", "tanh"]
 
@@ -22,9 +23,9 @@ def limits() -> list[io.Input]:
         io.Combo.Input(
             "form",
             options=FORMS,
-            default="hard",
-            tooltip="hard: clamp at the two quantiles; all between them stays exactly as it is. "
-            "smooth: the same without a kink, easing towards the limit from 'knee' on. "
+            default="smooth",
+            tooltip="smooth: towards the two quantiles without a kink, from 'knee' on; acts two to three times as strongly as "
+            "hard. hard: clamp at the two quantiles; all between them stays exactly as it is. "
             "tanh: the paper's Eq. 1 as printed; it multiplies contrast by alpha everywhere and is here for "
             "comparison (at alpha 2 it ruins pictures).",
         ),
@@ -49,7 +50,7 @@ def limits() -> list[io.Input]:
 
 
 def shape() -> list[io.Input]:
-    return [
+    inputs = [
         io.Float.Input(
             "knee",
             default=0.8,
@@ -67,6 +68,7 @@ def shape() -> list[io.Input]:
             tooltip="Form tanh only: slope at the centre of the range. 1 keeps contrast there, 2 is the paper's.",
         ),
     ]
+    return _inputs.advanced(inputs)
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,15 @@ class GimbalMicrograin(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalMicrograin",
             display_name=cls.NAME,
             category="gimbal/qsilk",
-            description="Keeps every step's prediction within its own value range by clamping the few most extreme "
-            "values of each sample, after guidance. A little less burn at high guidance; a slightly lower cfg does about as much.",
+            description="Against burnt, oversaturated colours from a high cfg or few steps: keeps every step's prediction within "
+            "its own value range by limiting the few most extreme values of each sample, after guidance. The gentlest of the "
+            "clamps, akin to dynamic thresholding. A slightly lower cfg does about as much.",
+            search=BURN,
+            reports=True,
             inputs=[io.Model.Input("model"), *limits(), *_inputs.window(), *shape()],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -119,8 +124,9 @@ class GimbalMicrograin(io.ComfyNode):
         chosen, window = Limits(**options), Window(start_percent, end_percent)
         window.check(cls.NAME)
         if chosen.strength == 0.0:
-            return io.NodeOutput(model)
-        return io.NodeOutput(add_stage(model, MicrograinStage(cls.NAME, window, chosen)))
+            return _inputs.unchanged(cls, model)
+        stage = MicrograinStage(cls.NAME, window, chosen, node_id=_inputs.node_id(cls))
+        return io.NodeOutput(add_stage(model, stage))
 
 
 class GimbalMicrograinLatent(io.ComfyNode):
@@ -128,11 +134,13 @@ class GimbalMicrograinLatent(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalMicrograinLatent",
             display_name=cls.NAME,
             category="gimbal/qsilk",
-            description="The same clamp, once, on a finished latent: before VAE Decode, or between two passes.",
+            description="Against burnt, oversaturated colours: Micrograin's clamp, once, on a finished latent, before VAE "
+            "Decode or between two passes.",
+            search=BURN,
             inputs=[io.Latent.Input("latent"), *limits(), *shape()],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -140,7 +148,9 @@ class GimbalMicrograinLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent, **options) -> io.NodeOutput:
         chosen = Limits(**options)
-        return io.NodeOutput(on_latent(cls.NAME, latent, chosen.apply, str(chosen)) if chosen.strength else latent)
+        if chosen.strength == 0.0:
+            return _inputs.unchanged(cls, latent)
+        return io.NodeOutput(on_latent(_inputs.messages(cls), latent, chosen.apply, str(chosen)))
 
 
 NODES = [GimbalMicrograin, GimbalMicrograinLatent]

@@ -10,13 +10,13 @@ from ..host.correction import ADVISED, CORRECTION_CHOICES, FIRST_ORDER, REFUSE, 
 from ..host.sampling.hooks import replace_sampler
 from ..host.sampling.stages import Window
 from . import _inputs
-from ._inputs import Statistics
+from ._inputs import QUANTIZED, Statistics
 
 BIAS = ("off", "deterministic", "stochastic")
 
 
 def options() -> list[io.Input]:
-    return [
+    shown = [
         io.Combo.Input(
             "correction",
             options=list(CORRECTION_CHOICES),
@@ -33,6 +33,8 @@ def options() -> list[io.Input]:
             step=0.05,
             tooltip="How much of the correction of every step. 1 is all of it; 0 changes nothing, bit for bit.",
         ),
+    ]
+    details = [
         io.Combo.Input(
             "channels",
             options=["scalar", "channel"],
@@ -49,6 +51,7 @@ def options() -> list[io.Input]:
             "paper: as printed; over-corrects multistep samplers, and on flow models scales the picture's contrast.",
         ),
     ]
+    return [*shown, *_inputs.advanced(details)]
 
 
 def advanced_options() -> list[io.Input]:
@@ -79,23 +82,25 @@ def advanced_options() -> list[io.Input]:
 
 
 class GimbalQDrift(io.ComfyNode):
-    NAME = "Q-Drift"
+    NAME = "Quantization Fix (Q-Drift)"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDrift",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Corrects the sampling drift of a quantized model by statistics from Q-Drift Calibrate: Q-Drift, "
-            "moment matching, layer correction. Works under an ordinary KSampler, by exchanging the chosen sampler for its corrected form. "
-            "No extra model calls.",
+            description="Against the colour shift and quality loss of a quantized model (GGUF, fp8, nvfp4, SVDQuant): leads each "
+            "sampling step back to where full precision would be, by statistics from Q-Drift Calibrate: Q-Drift, moment matching, "
+            "layer correction. Works under an ordinary KSampler. No extra model calls.",
+            search=QUANTIZED,
+            reports=True,
             inputs=[
                 io.Model.Input("model", tooltip="The quantized model."),
                 Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge."),
                 *options(),
                 *_inputs.window(),
-                *advanced_options(),
+                *_inputs.advanced(advanced_options()),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
@@ -104,22 +109,25 @@ class GimbalQDrift(io.ComfyNode):
     def execute(cls, model, stats, start_percent: float, end_percent: float, **chosen) -> io.NodeOutput:
         window = Window(start_percent, end_percent)
         window.check(cls.NAME)
-        correction = Correction.chosen(cls.NAME, stats, window=window, **chosen)
+        correction = Correction.chosen(cls.NAME, stats, window=window, node_id=_inputs.node_id(cls), **chosen)
         if correction is None:
             return io.NodeOutput(model)
         return io.NodeOutput(replace_sampler(model, cls.NAME, correction.corrected))
 
 
 class GimbalQDriftSampler(io.ComfyNode):
-    NAME = "Q-Drift Sampler"
+    NAME = "Quantization Fix Sampler (Q-Drift)"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftSampler",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="The corrected form of a sampler, for SamplerCustom and SamplerCustomAdvanced. The model stays as it is.",
+            description="Against the colour shift and quality loss of a quantized model (GGUF, fp8, nvfp4, SVDQuant): the corrected "
+            "form of a sampler, for SamplerCustom and SamplerCustomAdvanced. The model stays as it is.",
+            search=QUANTIZED,
+            reports=True,
             inputs=[
                 Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge."),
                 io.Combo.Input(
@@ -130,7 +138,7 @@ class GimbalQDriftSampler(io.ComfyNode):
                 ),
                 *options(),
                 *_inputs.window(),
-                *advanced_options(),
+                *_inputs.advanced(advanced_options()),
             ],
             outputs=[io.Sampler.Output(display_name="sampler")],
         )
@@ -140,7 +148,7 @@ class GimbalQDriftSampler(io.ComfyNode):
         window = Window(start_percent, end_percent)
         window.check(cls.NAME)
         sampler = comfy.samplers.sampler_object(sampler_name)
-        correction = Correction.chosen(cls.NAME, stats, window=window, **chosen)
+        correction = Correction.chosen(cls.NAME, stats, window=window, node_id=_inputs.node_id(cls), **chosen)
         return io.NodeOutput(sampler if correction is None else correction.corrected(sampler))
 
 

@@ -15,10 +15,20 @@ from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recording import Progress, store_for
 from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
 from ..host.calibrating.task import Settings
-from . import _calibrating
-from ._inputs import name_of, unique_id
+from . import _calibrating, _inputs
+from ._inputs import QUANTIZED, name_of, unique_id
 
 MODES = ("two passes", "interleaved")
+
+
+def _mode() -> io.Input:
+    return io.Combo.Input(
+        "mode",
+        options=list(MODES),
+        default=MODES[0],
+        tooltip="two passes: one model on the device at a time. interleaved: the models by turns, run by run; "
+        "if both fit into memory. The result is the same.",
+    )
 
 
 class GimbalQDriftCalibrate(io.ComfyNode):
@@ -26,31 +36,25 @@ class GimbalQDriftCalibrate(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftCalibrate",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Measures the error of a quantized model: samples with full precision, asks the quantized model "
-            "at the same states, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs "
-            "to models/qdrift. Goes on where it was after a Cancel.",
+            search=("calibration", *QUANTIZED),
+            description="Measures the error of a quantized model (GGUF, fp8, nvfp4, ...): samples with full precision, asks the "
+            "quantized model at the same states, matches its moments, tries the corrections on held-out runs, and writes what "
+            "Quantization Fix needs to models/qdrift. Goes on where it was after a Cancel.",
             inputs=[
                 _calibrating.full_model(),
                 _calibrating.quantized_model(),
                 *_calibrating.schedule(),
                 *_calibrating.prompts(),
-                _calibrating.correction(),
-                io.Combo.Input(
-                    "mode",
-                    options=list(MODES),
-                    default=MODES[0],
-                    tooltip="two passes: one model on the device at a time. interleaved: the models by turns, run by run; "
-                    "if both fit into memory. The result is the same.",
+                *_inputs.advanced(
+                    [_calibrating.correction(), _mode(), _calibrating.trim(), _calibrating.filename("calibration")]
                 ),
-                _calibrating.trim(),
-                _calibrating.filename("calibration"),
             ],
             outputs=_calibrating.outputs(),
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.prompt],
             is_output_node=True,
         )
 

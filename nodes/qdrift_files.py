@@ -10,9 +10,12 @@ from comfy_api.latest import io, ui
 from ..calibration import files, report
 from ..calibration.statistics import QDriftStatistics
 from ..calibration.text import printable
+from ..calibration.verdict import verdict
 from ..host import output_tracking, qdrift_folder
+from ..host.pictures.card import card
 from ..host.pictures.report import picture
-from ._inputs import Statistics
+from . import _inputs
+from ._inputs import QUANTIZED, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +25,13 @@ class GimbalQDriftLoad(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftLoad",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Loads the statistics of a calibration from models/qdrift. Every value is checked before use.",
+            description="Loads the statistics of a calibration from models/qdrift, for Quantization Fix. Every value is checked "
+            "before use.",
+            search=("calibration", *QUANTIZED),
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -54,7 +59,9 @@ class GimbalQDriftLoad(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(QDriftStatistics.load(qdrift_folder.statistics_path(cls.NAME, file)))
+        found = QDriftStatistics.load(qdrift_folder.statistics_path(cls.NAME, file))
+        _inputs.messages(cls).add(verdict(found).line)
+        return io.NodeOutput(found)
 
 
 class GimbalQDriftMerge(io.ComfyNode):
@@ -64,7 +71,7 @@ class GimbalQDriftMerge(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         part = Statistics.Input
         tooltip = "Statistics of the same models, schedule and cfg, from other seeds or prompts."
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftMerge",
             display_name=cls.NAME,
             category="gimbal/qdrift",
@@ -120,21 +127,28 @@ class GimbalQDriftReport(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftReport",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Shows how large a quantized model's error is, step by step and channel by channel, how stable "
-            "the measurement is over the runs, and what to expect of correcting it.",
+            description="Says of a quantized model (GGUF, fp8, nvfp4, ...) whether a correction helps, by how much, and what to do "
+            "next; and plots its error step by step and channel by channel. For colour shift and quality loss.",
+            search=("verdict", *QUANTIZED),
             inputs=[Statistics.Input("stats", tooltip="From Q-Drift Calibrate, Load or Merge.")],
-            outputs=[io.Image.Output(display_name="report"), io.String.Output(display_name="text")],
+            outputs=[
+                io.Image.Output(display_name="report", tooltip="The verdict, large enough to read on a node."),
+                io.String.Output(display_name="text", tooltip="The verdict first, then everything that was measured."),
+                io.Image.Output(display_name="plots"),
+            ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, stats) -> io.NodeOutput:
-        image = picture(stats)
-        return io.NodeOutput(image, report.text(stats), ui=ui.PreviewImage(image, cls=cls))
+        found = verdict(stats)
+        image = card(found, qdrift_folder.saved_as(stats))
+        words = f"{found.line} {found.next_step}\n\n{report.text(stats)}"
+        return io.NodeOutput(image, words, picture(stats), ui=ui.PreviewImage(image, cls=cls))
 
 
 NODES = [GimbalQDriftLoad, GimbalQDriftMerge, GimbalQDriftReport]

@@ -19,7 +19,7 @@ from ..host.calibrating.recorded import recorded
 from ..host.calibrating.recording import Progress, record_all, run_name
 from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
 from ..host.calibrating.task import Settings
-from . import _calibrating
+from . import _calibrating, _inputs
 from ._inputs import name_of, unique_id
 
 
@@ -28,7 +28,7 @@ class GimbalQDriftRecord(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftRecord",
             display_name=cls.NAME,
             category="gimbal/qdrift",
@@ -38,14 +38,10 @@ class GimbalQDriftRecord(io.ComfyNode):
                 _calibrating.full_model(),
                 *_calibrating.schedule(),
                 *_calibrating.prompts(),
-                io.String.Input(
-                    "name",
-                    default="trajectory",
-                    tooltip="Folder in models/qdrift/trajectories. One of other inputs is not touched: a number is added.",
-                ),
+                *_inputs.advanced([_name()]),
             ],
             outputs=[io.String.Output(display_name="path")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -108,13 +104,13 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalQDriftCalibrateFrom",
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="The second half of a calibration: asks the quantized model at the states of a recorded "
-            "trajectory, matches its moments, tries the corrections on held-out runs, and writes what Q-Drift needs to "
-            "models/qdrift. Needs the prompts of the recording.",
+            "trajectory, matches its moments, tries the corrections on held-out runs, and writes what Quantization Fix "
+            "needs to models/qdrift. Needs the prompts of the recording.",
             inputs=[
                 _calibrating.quantized_model(),
                 io.Combo.Input(
@@ -125,11 +121,11 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 ),
                 *_calibrating.prompts(),
                 _calibrating.correction(),
-                _calibrating.trim(),
+                *_inputs.advanced([_calibrating.trim()]),
                 _calibrating.filename("calibration"),
             ],
             outputs=_calibrating.outputs(),
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -197,6 +193,14 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         finished = finish(calibration, calibration.run(store), filename)
         output_tracking.note(cls.NAME, widgets, finished.path, before)
         return _calibrating.result_output(cls, finished)
+
+
+def _name() -> io.Input:
+    return io.String.Input(
+        "name",
+        default="trajectory",
+        tooltip="Folder in models/qdrift/trajectories. One of other inputs is not touched: a number is added.",
+    )
 
 
 def _settings_in(folder: Path) -> dict | None:

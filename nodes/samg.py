@@ -34,17 +34,16 @@ class SAMGStage(GuidanceStage):
     def unsupported_reason(self, cond: Tensor, cfg: float) -> str:
         if cond.ndim not in (4, 5):
             return f"It needs an image or video latent, not one of shape {tuple(cond.shape)}."
-        low, high = self.range(cfg)
-        if low > high:
-            return f"At cfg {cfg:g} w_min is {low:g} and w_max {high:g}; lower w_min or raise w_max."
         return ""
 
     def range(self, cfg: float) -> tuple[float, float]:
-        """The least and the largest scale, at the sampler's cfg."""
-        if self.preset in PRESETS:
-            return PRESETS[self.preset]
-        low = LOW_SHARE * cfg if self.w_min == FOLLOW else self.w_min
-        return low, HIGH_SHARE * cfg if self.w_max == FOLLOW else self.w_max
+        """The least and the largest scale, at the sampler's cfg. One that is given moves the other where they would cross."""
+        low, high = PRESETS.get(self.preset, (LOW_SHARE * cfg, HIGH_SHARE * cfg))
+        if self.w_min != FOLLOW:
+            low, high = self.w_min, max(high, self.w_min)
+        if self.w_max != FOLLOW:
+            low, high = min(low, self.w_max), self.w_max
+        return low, high
 
     def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
         low, high = self.range(cfg)
@@ -58,11 +57,15 @@ class SAMGStage(GuidanceStage):
         return steer_cond(cond, uncond, scale, cfg)
 
     def settings(self) -> str:
-        if self.preset in PRESETS:
-            scales = self.preset
-        else:
-            low, high = ("from cfg" if w == FOLLOW else f"{w:g}" for w in (self.w_min, self.w_max))
-            scales = f"w_min {low}, w_max {high}"
+        source = "preset" if self.preset in PRESETS else "cfg"
+        low, high = (f"from {source}" if w == FOLLOW else f"{w:g}" for w in (self.w_min, self.w_max))
+        return self._described(f"w_min {low}, w_max {high}")
+
+    def settings_at(self, cfg: float) -> str:
+        low, high = self.range(cfg)
+        return self._described(f"scales {low:.3g} to {high:.3g} at cfg {cfg:g}")
+
+    def _described(self, scales: str) -> str:
         return f"{scales}, {self.normalize}, {self.curve}, {self.scope}, strength {self.strength:g}"
 
 
@@ -71,43 +74,40 @@ class GimbalSAMG(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalSAMG",
             display_name=cls.NAME,
             category="gimbal/guidance",
-            description="Guides each place of the picture at its own scale: less where the guidance is strong (edges), "
-            "more where it is weak. Its mean scale is about 1.5 times cfg, so start at two thirds of your usual cfg. Needs cfg above 1.",
+            description="Guides each place of the picture at its own cfg: less where the guidance is strong (edges), more where "
+            "it is weak. Its mean scale is about 1.5 times cfg, so start at two thirds of your usual cfg; oversaturated or burnt "
+            "means that cfg is still too high. Needs cfg above 1.",
+            search=(
+                "cfg",
+                "guidance",
+                "adaptive guidance",
+                "spatial cfg",
+                "prompt adherence",
+                "contrast",
+                "oversaturated",
+            ),
+            reports=True,
             inputs=[
                 io.Model.Input("model"),
                 io.Combo.Input(
                     "preset",
                     options=[OWN, *PRESETS],
                     default=OWN,
-                    tooltip="Where the scales come from. The paper used 5 to 12 on SD1.5 and SDXL at cfg 7.5, and 3 to 7.5 on "
-                    "SD3.5; choosing one needs w_min and w_max at -1.",
+                    tooltip="What -1 in w_min and w_max stands for. The paper used 5 to 12 on SD1.5 and SDXL at cfg 7.5, and 3 to "
+                    "7.5 on SD3.5.",
                 ),
-                _scale("w_min", "Scale where the guidance is strongest. -1: two thirds of the sampler's cfg. "),
-                _scale("w_max", "Scale where the guidance is weakest. -1: 1.6 times the sampler's cfg. "),
-                io.Combo.Input(
-                    "normalize",
-                    options=["quantile", "minmax"],
-                    default="quantile",
-                    tooltip="What counts as strongest and weakest. quantile: what is left without the highest and lowest 1 %. "
-                    "minmax: the extremes, as in the paper; one odd point can decide the whole map.",
+                _scale(
+                    "w_min",
+                    "Scale where the guidance is strongest. -1: the preset's, or two thirds of the sampler's cfg. ",
                 ),
-                io.Combo.Input(
-                    "curve",
-                    options=["linear", "bound"],
-                    default="linear",
-                    tooltip="From energy to scale. linear: the paper's. bound: ours, the largest scale that leaves the data no "
-                    "further anywhere than w_min does at the strongest place.",
+                _scale(
+                    "w_max", "Scale where the guidance is weakest. -1: the preset's, or 1.6 times the sampler's cfg. "
                 ),
-                io.Combo.Input(
-                    "scope",
-                    options=["clip", "frame"],
-                    default="clip",
-                    tooltip="Video only. clip: one range for all frames, no flicker. frame: each frame its own.",
-                ),
+                *_inputs.advanced(_shape()),
                 _inputs.strength(),
                 *_inputs.window(),
             ],
@@ -116,20 +116,41 @@ class GimbalSAMG(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, start_percent: float, end_percent: float, **options) -> io.NodeOutput:
-        stage = SAMGStage(cls.NAME, Window(start_percent, end_percent), **options)
-        stage.window.check(cls.NAME)
-        if stage.preset in PRESETS and not stage.w_min == stage.w_max == FOLLOW:
-            raise ValueError(
-                f"{cls.NAME}: preset is {stage.preset!r}, but w_min is {stage.w_min:g} and w_max {stage.w_max:g}; "
-                f"set both to -1, or preset to {OWN!r}."
-            )
+        window = Window(start_percent, end_percent)
+        window.check(cls.NAME)
+        stage = SAMGStage(cls.NAME, window, **options, node_id=_inputs.node_id(cls))
         if FOLLOW not in (stage.w_min, stage.w_max) and stage.w_min > stage.w_max:
             raise ValueError(
                 f"{cls.NAME}: w_min ({stage.w_min:g}) must not be above w_max ({stage.w_max:g}); swap them."
             )
         if stage.strength == 0.0:
-            return io.NodeOutput(model)
+            return _inputs.unchanged(cls, model)
         return io.NodeOutput(add_stage(model, stage))
+
+
+def _shape() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "normalize",
+            options=["quantile", "minmax"],
+            default="quantile",
+            tooltip="What counts as strongest and weakest. quantile: what is left without the highest and lowest 1 %. "
+            "minmax: the extremes, as in the paper; one odd point can decide the whole map.",
+        ),
+        io.Combo.Input(
+            "curve",
+            options=["linear", "bound"],
+            default="linear",
+            tooltip="From energy to scale. linear: the paper's. bound: ours, the largest scale that leaves the data no "
+            "further anywhere than w_min does at the strongest place.",
+        ),
+        io.Combo.Input(
+            "scope",
+            options=["clip", "frame"],
+            default="clip",
+            tooltip="Video only. clip: one range for all frames, no flicker. frame: each frame its own.",
+        ),
+    ]
 
 
 def _scale(name: str, meaning: str) -> io.Float.Input:
@@ -142,7 +163,7 @@ class GimbalGuidancePreview(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalGuidancePreview",
             display_name=cls.NAME,
             category="gimbal/guidance",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,10 +9,11 @@ from comfy_api.latest import io
 from ..core.fakequant import ACTIVATION_BITS, WEIGHT_BITS
 from ..host.simulating.fake_linear import FakeQuantized, Quantization, carried_quantization
 from ..host.simulating.linear_layers import Layer, describe, kind_of_quantization, linear_layers, stored_as, total_size
-
-logger = logging.getLogger(__name__)
+from . import _inputs
+from ._inputs import QUANTIZED
 
 PRESETS = {"W3A4": (3, 4), "W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
+DEFAULT = "W4A4"
 OWN, BY_PRESET, OFF = "own", "by preset", "off"
 BLOCKS, ALL = "blocks", "all linear"
 PREFIX = "diffusion_model."
@@ -24,13 +24,14 @@ class GimbalSimulateQuantization(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalSimulateQuantization",
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="Makes a full-precision model compute as if its linear layers were quantized, to see what a format "
-            "does to it, or what Q-Drift mends, without a quantized checkpoint. For trying: saves no memory and no time. "
+            "does to it, or what Quantization Fix mends, without a quantized checkpoint. For trying: saves no memory and no time. "
             "Bypass the node to switch it off.",
+            search=("fake quantization", *QUANTIZED),
             inputs=[
                 io.Model.Input(
                     "model", tooltip="In full precision, or with plain fp8 weights. LoRAs are rounded with it."
@@ -38,44 +39,23 @@ class GimbalSimulateQuantization(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, OWN],
-                    default="W4A4",
-                    tooltip="Bits of weights and activations: W3A4 is 3 and 4. own: those of weight_bits and activation_bits.",
+                    default=DEFAULT,
+                    tooltip="Bits of weights and activations: W3A4 is 3 and 4. own: those of weight_bits and activation_bits, 4 where these are left.",
                 ),
                 io.Combo.Input(
                     "weight_bits",
                     options=[BY_PRESET, *_bits(*WEIGHT_BITS)],
                     default=BY_PRESET,
-                    tooltip="For preset 'own' only; with any other it must stay at 'by preset'.",
+                    tooltip="Bits of the weights, in place of the preset's.",
                 ),
                 io.Combo.Input(
                     "activation_bits",
                     options=[BY_PRESET, *_bits(*ACTIVATION_BITS), OFF],
                     default=BY_PRESET,
-                    tooltip="For preset 'own' only; with any other it must stay at 'by preset'. off: activations stay in full "
-                    "precision, as in GGUF and other weight-only formats.",
+                    tooltip="Bits of the activations, in place of the preset's. off: activations stay in full precision, as in "
+                    "GGUF and other weight-only formats.",
                 ),
-                io.Int.Input(
-                    "group_size",
-                    default=64,
-                    min=0,
-                    max=8192,
-                    tooltip="How many neighbouring weights share a scale; fewer are more exact. 0: one scale per output channel.",
-                ),
-                io.Int.Input(
-                    "rank",
-                    default=0,
-                    min=0,
-                    max=512,
-                    tooltip="Directions of each weight kept in full precision, as SVDQuant does (it uses 32); only the rest is "
-                    "rounded. 0: no such branch. The first step takes longer, to find them.",
-                ),
-                io.Combo.Input(
-                    "layers",
-                    options=[BLOCKS, ALL],
-                    default=BLOCKS,
-                    tooltip="blocks: attention and feed-forward layers, as quantizers usually do; embeddings, modulation and the "
-                    "final layer stay in full precision. all linear: those as well. The report lists them.",
-                ),
+                *_inputs.advanced(_details()),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -96,8 +76,7 @@ class GimbalSimulateQuantization(io.ComfyNode):
         rank: int,
         layers: str,
     ) -> io.NodeOutput:
-        bits = _chosen_bits(cls.NAME, preset, weight_bits, activation_bits)
-        quantization = Quantization(*bits, group_size or None, rank)
+        quantization = Quantization(*_chosen_bits(preset, weight_bits, activation_bits), group_size or None, rank)
         found = list(linear_layers(model.model.diffusion_model))
         _check_model(cls.NAME, model, found)
         chosen, left = _choose(found, layers, rank)
@@ -112,27 +91,48 @@ class GimbalSimulateQuantization(io.ComfyNode):
             forward = FakeQuantized(layer.name, model.get_model_object(key), layer.module, quantization)
             patched.add_object_patch(key, forward)
         report = _report(quantization, chosen, left, model)
-        logger.info("%s: %s, on %d of %d linear layers.", cls.NAME, quantization, len(chosen), len(found))
+        _inputs.messages(cls).info(f"{quantization}, on {len(chosen)} of {len(found)} linear layers.")
         return io.NodeOutput(patched, report)
+
+
+def _details() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "group_size",
+            default=64,
+            min=0,
+            max=8192,
+            tooltip="How many neighbouring weights share a scale; fewer are more exact. 0: one scale per output channel.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=0,
+            min=0,
+            max=512,
+            tooltip="Directions of each weight kept in full precision, as SVDQuant does (it uses 32); only the rest is "
+            "rounded. 0: no such branch. The first step takes longer, to find them.",
+        ),
+        io.Combo.Input(
+            "layers",
+            options=[BLOCKS, ALL],
+            default=BLOCKS,
+            tooltip="blocks: attention and feed-forward layers, as quantizers usually do; embeddings, modulation and the "
+            "final layer stay in full precision. all linear: those as well. The report lists them.",
+        ),
+    ]
 
 
 def _bits(low: int, high: int) -> list[str]:
     return [str(bits) for bits in range(low, high + 1)]
 
 
-def _chosen_bits(node: str, preset: str, weight_bits: str, activation_bits: str) -> tuple[int, int | None]:
-    given = {"weight_bits": weight_bits, "activation_bits": activation_bits}
-    for name, value in given.items():
-        if preset != OWN and value != BY_PRESET:
-            raise ValueError(
-                f"{node}: {name} is {value!r}, but the preset {preset} sets the bits; choose preset '{OWN}', or set {name} "
-                f"back to '{BY_PRESET}'."
-            )
-        if preset == OWN and value == BY_PRESET:
-            raise ValueError(f"{node}: preset '{OWN}' sets no bits; choose {name}.")
-    if preset != OWN:
-        return PRESETS[preset]
-    return int(weight_bits), None if activation_bits == OFF else int(activation_bits)
+def _chosen_bits(preset: str, weight_bits: str, activation_bits: str) -> tuple[int, int | None]:
+    """Of weights and activations: the preset's, but for what is chosen beside it."""
+    weights, activations = PRESETS.get(preset, PRESETS[DEFAULT])
+    return (
+        weights if weight_bits == BY_PRESET else int(weight_bits),
+        activations if activation_bits == BY_PRESET else None if activation_bits == OFF else int(activation_bits),
+    )
 
 
 def _check_model(node: str, model: Any, found: list[Layer]) -> None:

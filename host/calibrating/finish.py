@@ -11,7 +11,9 @@ from torch import Tensor
 from ...calibration import report
 from ...calibration.statistics import QDriftStatistics
 from ...calibration.text import printable
+from ...calibration.verdict import verdict
 from .. import qdrift_folder
+from ..pictures.card import card
 from ..pictures.report import picture
 from .calibration import Calibration
 
@@ -23,7 +25,8 @@ class CalibrationResult:
     """A calibration's result."""
 
     statistics: QDriftStatistics
-    picture: Tensor  # (1, height, width, 3) in [0, 1]
+    card: Tensor  # the verdict, and
+    plots: Tensor  # the report: (1, height, width, 3) in [0, 1]
     path: Path
 
 
@@ -31,5 +34,9 @@ def finish(calibration: Calibration, statistics: QDriftStatistics, filename: str
     """Write the statistics to models/qdrift, forget what was kept for a resume, and draw the report."""
     path = qdrift_folder.save(statistics, filename)
     calibration.forget()
-    logger.info("%s: wrote %s. %s", calibration.task.node, printable(path, None), report.verdict(statistics))
-    return CalibrationResult(statistics, picture(statistics, calibration.residuals), path)
+    found = verdict(statistics)
+    logger.info(
+        "%s: wrote %s. %s %s", calibration.task.node, printable(path, None), found.line, report.verdict(statistics)
+    )
+    calibration.task.progress.end_with(found.line)
+    return CalibrationResult(statistics, card(found, path), picture(statistics, calibration.residuals), path)

@@ -110,7 +110,7 @@ def check_plain(node: str, name: str, model: ModelPatcher) -> None:
         )
     acting = [stage.node for stage in stages_of(model) if not stage.observes_only]
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, SAMPLER_KEY):
-        acting.append("Q-Drift")
+        acting.append("Quantization Fix (Q-Drift)")
     if acting:
         raise ValueError(
             f"{node}: {name} carries {', '.join(acting)}; the statistics would describe what that makes of the "

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
@@ -14,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from ...calibration.text import printable
 from ...calibration.trajectories import Trajectory, TrajectoryStore
 from .. import identity, qdrift_folder
+from ..messages import NodeId, on_node
 from .layer_means import PlaceWatch
 from .sampling_runs import CalibrationRun, Schedule, record
 
@@ -36,9 +35,11 @@ class Progress:
         if self._worked and left > 0:
             words = f"{words}, {duration(left * (time.monotonic() - self._since) / self._worked)} left"
         logger.info("%s: %s.", self.node, words)
-        server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if self.node_id is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(words, self.node_id)
+        on_node(NodeId(self.node_id), words)
+
+    def end_with(self, words: str) -> None:
+        """What stays on the node. The log has it already."""
+        on_node(NodeId(self.node_id), words)
 
     def at(self, part: int) -> None:
         """This much of the present part is done."""

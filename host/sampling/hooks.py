@@ -9,6 +9,7 @@ made by an OUTER_SAMPLE wrapper, kept in that run's own options and gone with th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,10 @@ class _StartRun:
             if callback is not None:
                 callback(*progress)
 
-        samples = executor(noise, latent, sampler, sigmas, denoise_mask, counted, *args, **kwargs)
+        with ExitStack() as unless_it_ends:  # by a Cancel, say, which newer ComfyUI raises past `except Exception`
+            unless_it_ends.callback(run.stopped)
+            samples = executor(noise, latent, sampler, sigmas, denoise_mask, counted, *args, **kwargs)
+            unless_it_ends.pop_all()
         run.end(samples)
         return samples
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any
 
@@ -10,24 +9,36 @@ import torch
 from torch import Tensor
 
 from ...core.schedule import StepCounter
+from ..messages import Messages
 from .attention import AttentionReader
 from .observe import MapRecorder
 from .stages import CallContext, DenoisedStage, GuidanceStage, Stage
-
-logger = logging.getLogger(__name__)
 
 
 class Record:
     """What a run knows of one stage."""
 
-    def __init__(self, state: Any, sigmas: list[float]):
-        self.state = state
+    def __init__(self, stage: Stage, sigmas: list[float]):
+        self.messages = Messages(stage.node, stage.node_id)
+        self.state = stage.new_state() if isinstance(stage, DenoisedStage) else None
         self.counter = StepCounter(sigmas)
         self.seen = self.acted = 0  # model calls
         self.without_attention = 0  # model calls whose attention it wanted and did not get
+        self.cfg: float | None = None  # the sampler's, as a guidance stage met it
         self.refusal = ""  # why it could not act
         self.map_recorder = MapRecorder(sigmas)
         self.nonfinite: Tensor | None = None  # (B,) bool, on the device: asked for its value once, at the end
+
+    def begin(self, stage: Stage) -> None:
+        """It acts on one more model call."""
+        self.acted += 1
+        if self.acted == 1:
+            self.messages.meanwhile(f"acting ({self.settings(stage)})")
+
+    def settings(self, stage: Stage) -> str:
+        if isinstance(stage, GuidanceStage) and self.cfg is not None:
+            return stage.settings_at(self.cfg)
+        return stage.settings()
 
     def watch(self, x: Tensor) -> None:
         found = nonfinite_samples(x)
@@ -38,9 +49,7 @@ class SamplingRun:
     """What one sampling run remembers."""
 
     def __init__(self, stages: tuple[Stage, ...], sigmas: list[float], packed: bool = False):
-        self.records = {
-            stage: Record(stage.new_state() if isinstance(stage, DenoisedStage) else None, sigmas) for stage in stages
-        }
+        self.records = {stage: Record(stage, sigmas) for stage in stages}
         self.begun = 0  # steps, by the sampler's callback: made once a step, after its first model call
         self.attention = AttentionReader() if reads_attention(stages) else None
         self.packed = packed  # several latents (video and audio) flattened into one tensor
@@ -57,7 +66,7 @@ class SamplingRun:
             if not watched:  # the stages behind it see what it makes of the same prediction
                 record.watch(denoised)
                 watched = True
-            record.acted += 1
+            record.begin(stage)
             record.without_attention += stage.reads_attention and attention is None
             # Asked for only where it is needed: sigma's value waits for the device.
             step = record.counter.step(float(sigma.flatten()[0]), self.begun) if stage.reads_step else None
@@ -79,7 +88,8 @@ class SamplingRun:
             record.refusal = stage.unsupported_reason(predictions[0], cfg)
         if not record.refusal:
             record.watch(predictions[0])
-            record.acted += 1
+            record.cfg = cfg
+            record.begin(stage)
             cond, uncond = predictions
             record_maps = partial(record.map_recorder.add, args["sigma"], self.begun)
             predictions[0] = stage.apply(cond, uncond, cfg, record_maps)
@@ -92,33 +102,33 @@ class SamplingRun:
             if record.map_recorder:
                 stage.observer.keep(record.map_recorder.finish(samples))
 
+    def stopped(self) -> None:
+        """The run ended before its time, by a Cancel or an error: leave no node saying that it acts."""
+        for record in self.records.values():
+            if record.acted:
+                record.messages.add(f"stopped after {record.acted} model calls")
+
     def _report(self) -> None:
         for stage, record in self.records.items():
+            messages = record.messages
             if record.refusal and not record.acted:
-                logger.warning("%s: did nothing. %s", stage.node, record.refusal)
+                messages.warning(f"did nothing. {record.refusal}")
             elif record.acted:
-                logger.info(
-                    "%s: acted on %d of %d model calls (%s).", stage.node, record.acted, record.seen, stage.settings()
-                )
+                acted = f"acted on {record.acted} of {record.seen} model calls"
+                messages.info(f"{acted} ({record.settings(stage)}).")
                 if record.without_attention and self.attention is not None:
-                    logger.warning(
-                        "%s: took the gradient for the attention on %d of %d model calls. %s.",
-                        stage.node,
-                        record.without_attention,
-                        record.acted,
-                        self.attention.refusal,
+                    messages.warning(
+                        f"took the gradient for the attention on {record.without_attention} of {record.acted} model calls. "
+                        f"{self.attention.refusal}."
                     )
             elif record.seen:
-                logger.warning(
-                    "%s: did nothing. None of this run's %d model calls lies between start_percent %g and "
-                    "end_percent %g.",
-                    stage.node,
-                    record.seen,
-                    stage.window.start_percent,
-                    stage.window.end_percent,
+                window = stage.window
+                messages.warning(
+                    f"did nothing. None of this run's {record.seen} model calls lies between start_percent "
+                    f"{window.start_percent:g} and end_percent {window.end_percent:g}."
                 )
             else:
-                logger.warning("%s: did nothing. This sampler or guider never called it.", stage.node)
+                messages.warning("did nothing. This sampler or guider never called it.")
         self._report_nonfinite()
 
     def _may_act(self, stage: Stage, record: Record, sigma: Tensor, patcher: Any) -> bool:
@@ -132,9 +142,9 @@ class SamplingRun:
         return stage.window.covers(sigma, patcher.get_model_object("model_sampling"))
 
     def _report_nonfinite(self) -> None:
-        for stage, record in self.records.items():
+        for record in self.records.values():
             if record.nonfinite is not None and bool(record.nonfinite.any()):
-                warn_nonfinite(stage.node, "the model's prediction", record.nonfinite)
+                warn_nonfinite(record.messages, "the model's prediction", record.nonfinite)
                 return  # said once, for the first node that met it
 
 
@@ -143,14 +153,11 @@ def nonfinite_samples(x: Tensor) -> Tensor:
     return ~x.flatten(1).sum(1, dtype=torch.float32).isfinite()
 
 
-def warn_nonfinite(node: str, what: str, found: Tensor) -> None:
+def warn_nonfinite(messages: Messages, what: str, found: Tensor) -> None:
     samples = ", ".join(str(i) for i, bad in enumerate(found.tolist()) if bad)
-    logger.warning(
-        "%s: %s held NaN or infinity in sample %s of the batch; other samples are not touched by it. "
-        "Look for its cause before this node (precision, VAE, a broken file).",
-        node,
-        what,
-        samples,
+    messages.warning(
+        f"{what} held NaN or infinity in sample {samples} of the batch; other samples are not touched by it. "
+        "Look for its cause before this node (precision, VAE, a broken file)."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..messages import NOWHERE, NodeId
 from .observe import Observer
 
 
@@ -46,6 +47,7 @@ class Stage:
     node: str  # display name, for messages
     window: Window
     observer: Observer = field(default_factory=Observer, kw_only=True)
+    node_id: NodeId = field(default=NOWHERE, kw_only=True)  # for messages on the node
     observes_only: ClassVar[bool] = False  # it changes no prediction, so that a model with it may be calibrated
 
     def settings(self) -> str:
@@ -91,6 +93,10 @@ class DenoisedStage(Stage):
 
 @dataclass(frozen=True, eq=False)
 class GuidanceStage(Stage):
+    def settings_at(self, cfg: float) -> str:
+        """`settings`, with what follows from the sampler's cfg."""
+        return self.settings()
+
     def unsupported_reason(self, cond: Tensor, cfg: float) -> str:
         """Why this stage cannot act on such a prediction; empty if it can."""
         return ""

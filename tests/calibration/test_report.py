@@ -1,5 +1,6 @@
 """What a report says, and what a calibration gathers and keeps to say it."""
 
+import dataclasses
 import functools
 import math
 
@@ -16,6 +17,8 @@ from gimbal.calibration.residual import BINS, Residual
 from gimbal.calibration.statistics import QDriftStatistics
 from gimbal.calibration.trajectories import ModelCall, Trajectory, TrajectoryStore
 from gimbal.calibration.trajectory_header import read_header, write_header
+from gimbal.calibration.trial import Trial
+from gimbal.calibration.verdict import Outcome, verdict
 from gimbal.core.plan import make_plan
 
 LEVELS = [4.0, 2.0, 1.0]
@@ -331,3 +334,64 @@ def test_quantized_tensors_count_by_what_they_store():
     other = Quantized(torch.ones(4, dtype=torch.int8), torch.tensor(0.25))
     assert weights_digest({"w": one}) != weights_digest({"w": other})
     assert digest(one) != digest(other)
+
+
+# The verdict: which outcome, with which figures, and what to do next.
+
+PLAIN = (("plain", 0.0), ("moments", 0.5))
+
+
+def tried(error, distance, variance=0.1):
+    """Statistics with a trial on two runs: (plain, moments) for each."""
+    trial = Trial(PLAIN, tuple(zip(*error, strict=True)), tuple(zip(*distance, strict=True)))
+    return dataclasses.replace(made([variance]), trial=trial)
+
+
+def test_a_correction_that_helps_says_by_how_much():
+    found = verdict(tried([(0.16, 0.09), (0.16, 0.09)], [(0.01, 0.01)] * 2))
+    assert found.line == "Helps: 'moments' lowers the error of the final latent by 25 %, from 40 % to 30 %."
+    assert found.outcome is Outcome.HELPS and found.next_step == "Leave Quantization Fix at 'advised'."
+
+
+def test_much_that_is_left_is_said():
+    found = verdict(tried([(1.0, 0.49), (1.0, 0.49)], [(0.01, 0.01)] * 2))
+    assert (
+        found.line.endswith("by 30 %, from 100 % to 70 %.")
+        and "a finer quantization would help more" in found.next_step
+    )
+
+
+def test_one_that_brings_colours_back_says_that():
+    """Advised for the distance: the error stays."""
+    found = verdict(tried([(0.16, 0.16), (0.16, 0.16)], [(0.16, 0.04), (0.16, 0.04)]))
+    assert found.line == "Helps: 'moments' lowers the shift of colours and contrast by 50 %, from 40 % to 20 %."
+
+
+def test_what_no_correction_helps():
+    found = verdict(tried([(0.16, 0.09), (0.16, 0.2)], [(0.01, 0.01)] * 2))
+    assert found.outcome is Outcome.CANNOT and "the final latent stays 40 % off" in found.line
+    assert "finer quantization" in found.next_step
+
+
+def test_a_small_error_needs_no_repair_tried_or_not():
+    small = tried([(0.16, 0.09), (0.16, 0.2)], [(0.01, 0.01)] * 2, variance=0.004)
+    for statistics in (small, made([0.004])):
+        found = verdict(statistics)
+        assert found.line == "Nothing to repair: the error is 6.3 % of the signal, too little to see."
+        assert found.next_step == "Use the model as it is."
+
+
+def test_no_error_at_all_is_a_mistake_in_the_graph():
+    assert "quantized_model" in verdict(made([0.0])).next_step
+
+
+def test_a_large_error_without_a_trial_is_not_called_beyond_repair():
+    found = verdict(made([0.1]))
+    assert found.outcome is Outcome.UNTRIED and found.line.startswith("Not tried: the error is 30 % of the signal")
+    assert "held_out" in found.next_step
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.004, 0.1])
+def test_it_is_one_line(variance):
+    found = verdict(made([variance]))
+    assert "\n" not in found.line and len(found.line) < 130 and found.next_step.endswith(".")

@@ -73,10 +73,14 @@ def test_the_papers_setting_is_the_papers(tiny, denoised_seen, clip):
     assert torch.equal(after[0], aqclip(before[0], 6, 4, corridor="paper", form="tanh"))
 
 
-def test_gaps_between_tiles_are_refused(tiny, clip, on_latent):
-    for apply in (lambda: clip(tiny.model("sd3"), stride=8), lambda: on_latent({"samples": None}, stride=8)):
-        with pytest.raises(ValueError, match=r"AQClip.*\(QSilk\): stride \(8\) must not be above tile \(6\)"):
-            apply()
+def test_a_stride_above_the_tile_is_half_a_tile(tiny, clip, on_latent):
+    """Whoever lowers the tile alone leaves no gap between tiles, and gets no error."""
+    model = tiny.model("sd3")
+    half, wide = (tiny.sample(clip(model, stride=stride), "sd3") for stride in (3, 8))
+    assert torch.equal(half, wide) and not torch.equal(half, tiny.sample(clip(model, stride=6), "sd3"))
+    samples = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    half, wide = (on_latent({"samples": samples}, stride=stride)["samples"] for stride in (3, 8))
+    assert torch.equal(half, wide) and not torch.equal(half, samples)
 
 
 def test_latent_node(on_latent):

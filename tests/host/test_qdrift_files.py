@@ -132,14 +132,43 @@ def test_report_is_a_picture_and_a_text(folder, artefacts, monkeypatch):
     from PIL import Image
 
     from gimbal.calibration import plots
+    from gimbal.calibration.verdict import verdict
     from gimbal.nodes.qdrift_files import GimbalQDriftReport
 
     for name, there in (("plots", True), ("table", False)):
         monkeypatch.setattr(plots, "available", lambda there=there: there)
-        image, text = GimbalQDriftReport.execute(statistics()).args
-        assert image.ndim == 4 and image.shape[-1] == 3 and 0 <= image.min() < image.max() <= 1
-        Image.fromarray((image[0].numpy() * 255).astype(np.uint8)).save(artefacts / f"qdrift_report_{name}.png")
+        card, text, drawn = GimbalQDriftReport.execute(statistics()).args
+        for what, image in (("card", card), (name, drawn)):
+            assert image.ndim == 4 and image.shape[-1] == 3 and 0 <= image.min() < image.max() <= 1
+            Image.fromarray((image[0].numpy() * 255).astype(np.uint8)).save(artefacts / f"qdrift_report_{what}.png")
+    assert text.startswith(f"{verdict(statistics()).line} {verdict(statistics()).next_step}\n")
     assert "Gain c by rule auto" in text and text.rstrip().endswith(statistics().verdict())
+
+
+def test_the_report_knows_its_file(folder):
+    """Also from Calibrate and Merge, whose outputs carry no name."""
+    from gimbal.calibration.statistics import QDriftStatistics
+    from gimbal.host import qdrift_folder
+    from gimbal.nodes.qdrift_files import GimbalQDriftReport
+
+    found = statistics()
+    unsaved = GimbalQDriftReport.execute(found).args[0]
+    assert qdrift_folder.saved_as(found) is None
+    qdrift_folder.save(statistics(seeds=(5,)), "other")
+    path = qdrift_folder.save(found, "mine")
+    assert qdrift_folder.saved_as(found) == qdrift_folder.saved_as(QDriftStatistics.load(path)) == path
+    saved = GimbalQDriftReport.execute(found).args[0]
+    assert saved.shape != unsaved.shape or not torch.equal(saved, unsaved)
+
+
+def test_a_long_path_stays_within_the_card(comfy):
+    from gimbal.calibration.verdict import Outcome, Verdict
+    from gimbal.host.pictures.card import MARGIN, WIDTH, card
+
+    found = Verdict(Outcome.HELPS, "w" * 200 + " m" * 90, "next " * 60)
+    image = card(found, Path("models/qdrift") / f"{'q' * 90}.safetensors")
+    assert image.shape[2] == WIDTH and image.shape[1] < 2 * WIDTH
+    assert float(image[0, 80:, WIDTH - MARGIN + 2 :].min()) > 0.9, "letters in the margin"
 
 
 def test_a_huge_file_is_not_hashed(folder, monkeypatch):

@@ -154,7 +154,7 @@ def test_it_says_what_it_did_once(tiny, drift, statistics, caplog):
     caplog.set_level(logging.INFO)
     model = tiny.model("sd15")
     tiny.sample(drift(model, statistics(model)), "sd15", sampler="dpmpp_2m", steps=5)
-    (said,) = (line for line in caplog.messages if line.startswith("Q-Drift"))
+    (said,) = (line for line in caplog.messages if line.startswith("Quantization Fix (Q-Drift)"))
     assert "dpmpp_2m, path ve" in said and "5 steps, c " in said
 
 
@@ -163,7 +163,9 @@ def test_samplers_without_a_corrected_form(tiny, drift, statistics, caplog, samp
     family = "sd3" if sampler == "dpm_adaptive" else "sd15"  # it takes hundreds of calls, so the smaller network
     model = tiny.model(family)
     stats = statistics(model)
-    with pytest.raises(ValueError, match=r"Q-Drift: .*Choose another sampler .* or set 'unsupported' to") as refusal:
+    with pytest.raises(
+        ValueError, match=r"Quantization Fix \(Q-Drift\): .*Choose another sampler .* or set 'unsupported' to"
+    ) as refusal:
         tiny.sample(drift(model, stats), family, sampler=sampler)
     assert "Error" not in str(refusal.value)
     caplog.set_level(logging.INFO)
@@ -220,7 +222,9 @@ def test_statistics_of_another_model_are_refused(tiny, drift, statistics):
         ("sd3", "hunyuan_image", "number of latent channels 64, this one has 16"),
         ("flux", "sd3", "latent format SD3, this one has Flux"),
     ):
-        with pytest.raises(ValueError, match=f"Q-Drift: the statistics are of another model: {what}; load"):
+        with pytest.raises(
+            ValueError, match=rf"Quantization Fix \(Q-Drift\): the statistics are of another model: {what}; load"
+        ):
             tiny.sample(drift(tiny.model(family), statistics(tiny.model(other))), family)
 
 
@@ -234,7 +238,7 @@ def test_other_settings_than_the_calibrations_are_said_once(tiny, drift, statist
     tiny.sample(drift(model, statistics(model, cfg=5.0, **other)), "sd15", cfg=3.0, sampler="euler")
     said = [line for line in caplog.messages if "not as calibrated" in line]
     assert said == [
-        "Q-Drift: not as calibrated: cfg 3 instead of 5; sampler euler instead of dpmpp_2m; "
+        "Quantization Fix (Q-Drift): not as calibrated: cfg 3 instead of 5; sampler euler instead of dpmpp_2m; "
         f"device cpu instead of cuda:0 Some GPU; weights {weights} instead of GGUF Q4_0 99 % in 90 tensors. "
         "The statistics may fit less well."
     ]
@@ -255,7 +259,7 @@ def test_two_corrections_are_refused(tiny, comfy, drift, statistics):
     sampler = GimbalQDriftSampler.execute(stats, "euler", **OPTIONS).args[0]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 3)
     latent = tiny.latent("sd15")
-    with pytest.raises(ValueError, match="corrected already; use the Q-Drift model or the Q-Drift sampler"):
+    with pytest.raises(ValueError, match="corrected already; use Quantization Fix or its sampler"):
         comfy.sample.sample_custom(
             patched, latent, 3.0, sampler, sigmas, *tiny.conditioning("sd15"), latent, disable_pbar=True
         )
@@ -445,4 +449,4 @@ def test_bias_that_cannot_be_corrected_is_said(tiny, drift, statistics, caplog):
     model = tiny.model("sd15")
     patched = drift(model, statistics(model), bias="deterministic", unsupported="correct each call")
     tiny.sample(patched, "sd15", sampler="uni_pc")
-    assert "Q-Drift: left the bias correction out" in caplog.text
+    assert "Quantization Fix (Q-Drift): left the bias correction out" in caplog.text

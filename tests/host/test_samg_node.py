@@ -140,8 +140,12 @@ def test_presets_are_the_papers_scales(tiny, denoised_seen, samg):
     model = tiny.model("sd3")
     preset = denoised_seen(samg(model, preset="SD1.5 / SDXL paper: 5 to 12"))
     assert all(map(torch.equal, preset, denoised_seen(samg(model, w_min=5.0, w_max=12.0))))
-    with pytest.raises(ValueError, match=r"preset is 'SD3.5 paper: 3 to 7.5', but w_min is 4 and w_max -1; set both"):
-        samg(model, preset="SD3.5 paper: 3 to 7.5", w_min=4.0)
+
+
+def test_one_end_may_be_given_beside_a_preset(tiny, denoised_seen, samg):
+    model = tiny.model("sd3")
+    preset = denoised_seen(samg(model, preset="SD3.5 paper: 3 to 7.5", w_min=4.0))
+    assert all(map(torch.equal, preset, denoised_seen(samg(model, w_min=4.0, w_max=7.5))))
 
 
 def test_without_guidance_it_says_so_once(tiny, samg, caplog):
@@ -180,12 +184,23 @@ def test_guiders_it_cannot_help_are_left_alone_and_said(tiny, samg, comfy, caplo
     assert ("combines 3 predictions" if guider == "perp_neg" else "never called it") in said
 
 
-def test_a_range_out_of_order_is_refused(tiny, samg, caplog):
+def test_a_range_out_of_order_is_refused(tiny, samg):
     with pytest.raises(ValueError, match=r"SAMG Spatial Guidance: w_min \(8\) must not be above w_max \(2\); swap"):
         samg(tiny.model("sd3"), w_min=8.0, w_max=2.0)
-    model = tiny.model("sd3")  # one end follows cfg: known only when sampling
-    assert torch.equal(tiny.sample(samg(model, w_min=8.0), "sd3", cfg=3.0), tiny.sample(model, "sd3", cfg=3.0))
-    assert "SAMG Spatial Guidance: did nothing. At cfg 3 w_min is 8 and w_max 4.8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "both"), [({"w_min": 8.0}, {"w_min": 8.0, "w_max": 8.0}), ({"w_max": 1.0}, {"w_min": 1.0, "w_max": 1.0})]
+)
+def test_an_end_that_follows_cfg_gives_way_to_the_one_that_is_given(tiny, samg, caplog, given, both):
+    """At cfg 3 the others would be 4.8 and 2."""
+    caplog.set_level("INFO")
+    model = tiny.model("sd3")
+    found = tiny.sample(samg(model, **given), "sd3", cfg=3.0)
+    (value,) = given.values()
+    assert f"scales {value:g} to {value:g} at cfg 3" in caplog.text
+    assert torch.equal(found, tiny.sample(samg(model, **both), "sd3", cfg=3.0))
+    assert not torch.equal(found, tiny.sample(model, "sd3", cfg=3.0))
 
 
 def test_it_acts_together_with_the_clamps(tiny, denoised_seen, samg):

@@ -422,17 +422,18 @@ def test_layers_no_larger_than_the_branch_are_left_and_shown(tiny):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "bits"),
     [
-        ({"weight_bits": "3"}, r"weight_bits is '3', but the preset W4A4 sets the bits; choose preset 'own', or"),
-        ({"preset": "W8A8", "activation_bits": "off"}, r"activation_bits is 'off', but the preset W8A8"),
-        ({"preset": "own"}, r"preset 'own' sets no bits; choose weight_bits"),
-        ({"preset": "own", "weight_bits": "3"}, r"preset 'own' sets no bits; choose activation_bits"),
+        ({"weight_bits": "3"}, "W3A4,"),
+        ({"preset": "W8A8", "activation_bits": "off"}, "W8, activations as they are"),
+        ({"preset": "own"}, "W4A4,"),
+        ({"preset": "own", "weight_bits": "3"}, "W3A4,"),
+        ({"preset": "own", "activation_bits": "8"}, "W4A8,"),
     ],
 )
-def test_bits_come_from_one_place(tiny, options, message):
-    with pytest.raises(ValueError, match=f"{NAME}: {message}"):
-        simulate(tiny.model("sd3"), **options)
+def test_bits_that_are_chosen_go_before_the_presets(tiny, options, bits):
+    """No widget has to be set because another one was."""
+    assert simulate(tiny.model("sd3"), **options)[1].startswith(bits)
 
 
 class Opaque(torch.Tensor):
@@ -533,8 +534,8 @@ def test_over_http(server):
         result.outputs["7"]
     )
     client.run(server.url, graph(**own("3", "off"), rank=8, layers="all linear"))
-    with pytest.raises(client.WorkflowFailed, match="weight_bits is '3', but the preset W4A4 sets the bits"):
-        client.run(server.url, graph(weight_bits="3"))
+    result = client.run(server.url, graph(weight_bits="3"))
+    assert "W3A4, groups of 64" in str(result.outputs["7"])
 
 
 def test_every_family_is_tried(tiny):

@@ -66,7 +66,7 @@ def test_it_runs_to_pictures(server, artefacts, path):
     stages = [node for node in workflow.values() if node["class_type"].removesuffix("Latent") in STABILISERS]
     acted = [line for line in said if "acted on" in line]
     assert len(acted) == len(stages), said
-    advice = [line for line in said if "Q-Drift: " in line and ("advised is" in line or "as advised" in line)]
+    advice = [line for line in said if "(Q-Drift): " in line and ("advised is" in line or "as advised" in line)]
     assert len(advice) == len([n for n in workflow.values() if n["class_type"] == "GimbalQDrift"]), said
     assert not [line for line in said if "did nothing" in line or "took the gradient" in line]
 
