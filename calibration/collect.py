@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import resume_parts
+from .levels import SIGMA_TOLERANCE
 from .moments import JointMoments, StateMoments
 from .residual import BINS, Residual
-from .statistics import SIGMA_TOLERANCE
 from .validate import MOST_COUNT, MOST_VALUE, derived_variance, range_fault, value_fault
 
 FORMAT = "gimbal.qdrift.run/3"

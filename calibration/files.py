@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +14,13 @@ from .validate import LAYOUT, layout_fault, value_fault
 FORMAT = "gimbal.qdrift/1"
 MOST_BYTES = 2**28
 REMEDY = "; copy the file again, or calibrate again."
+
+
+def as_path(where: str, path: object) -> Path:
+    """ValueError, by the caller's name, where path is no name of a file."""
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise ValueError(f"{where}: path is {path!r:.80}; pass the name of a file.")
+    return Path(path)
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], replace: bool = True) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from . import gains, layer_fields, trial
 from .gains import Rule
+from .levels import levels
+from .maps_table import maps_table
 from .moments import JointMoments
 from .residual import Residual
-from .state_map import StateMap
-from .statistics import QDriftStatistics, levels
+from .statistics import QDriftStatistics
 
 SUBSET = 5  # runs, which the paper found to suffice (Q-Drift Sec. 5.4)
 MOST_CHANNELS = 16  # whose gains the text table shows one by one
@@ -224,16 +225,6 @@ def rule_sentence(statistics: QDriftStatistics, rule: Rule) -> str:
     return (
         f"Gain c by rule auto: {rule.solver} on path {rule.path}, {rule.equation}, from each level to the next{other}"
     )
-
-
-def maps_table(maps: StateMap) -> list[str]:
-    columns = ("sigma", 9), ("scale", 9), ("min", 9), ("max", 9), ("|shift|", 9), ("max", 9)
-    lines = ["step" + "".join(f" {name:>{width}}" for name, width in columns)]
-    rows = zip(maps.sigma, maps.scale, maps.shift.abs(), strict=True)
-    for i, (sigma, scale, shift) in enumerate(rows):
-        values = (sigma, scale.mean(), scale.min(), scale.max(), shift.mean(), shift.max())
-        lines.append(f"{i + 1:4d}" + "".join(f" {float(value):9.4g}" for value in values))
-    return lines
 
 
 def table(shown: Figures) -> list[str]:

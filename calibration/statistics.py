@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,17 +14,16 @@ from ..core.layer_correction import LayerOffsets
 from . import files, layer_fields
 from .correctors import Beside, map_names
 from .interpolation import interpolated
+from .levels import levels, same_levels
+from .moment_stack import merged, stacked
 from .moments import JointMoments
 from .provenance import Provenance
 from .state_map import StateMap
 from .text import printable
 from .trial import Trial
-from .validate import DTYPES, derived_variance, layout_fault, value_fault
+from .validate import contents_fault, derived_variance
 
-# The same schedule, computed on two machines, may differ in float32's last bits.
-SIGMA_TOLERANCE = 1e-6
 TRIAL = "trial"  # in the metadata
-
 Channels = Literal["channel", "scalar"]
 Kind = Literal["conditional", "unconditional"]
 
@@ -34,8 +32,8 @@ Kind = Literal["conditional", "unconditional"]
 class QDriftStatistics:
     """Joint moments of (eps_hat, delta) at each calibrated sigma, and where they come from.
 
-    Source: Q-Drift Eq. 10-15, METHODS.md section 4.1; moment matching, section 4.3. All tensors on the CPU; treat them
-    as read-only. C channels, S sigmas, T sigmas of the state map, R runs.
+    Source: Q-Drift Eq. 10-15, METHODS.md 4.1 and 4.3. All tensors on the CPU; treat them as read-only. C channels, S
+    sigmas, T sigmas of the state map, R runs.
 
     Attributes:
         sigma: (S,) float64, positive, strictly decreasing: the noise levels at which the model was called.
@@ -69,15 +67,7 @@ class QDriftStatistics:
     trial: Trial | None = None
 
     def __post_init__(self) -> None:
-        names = {dtype: name for name, dtype in DTYPES.items()}
-        tensors = self._given()
-        layout = {name: (names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
-        # What follows from the others has their shape; it is made once they are known to have the right one.
-        if "sigma" in layout:
-            layout["variance"] = ("F32", (*layout["sigma"][1], self.provenance.latent_channels))
-        fault = layout_fault(layout, self.provenance.latent_channels, self.provenance.runs)
-        if fault is None:
-            fault = value_fault({**tensors, "variance": derived_variance(self.count, self.m2)})
+        fault = contents_fault(self._given(), self.provenance.latent_channels, self.provenance.runs)
         if fault:
             raise ValueError(f"QDriftStatistics: {fault}; collect the moments again.")
 
@@ -110,17 +100,16 @@ class QDriftStatistics:
                 f"QDriftStatistics.from_runs: runs have {[len(run) for run in runs]} moments for {len(levels)} sigmas; "
                 "pass one for each sigma in each run."
             )
-        total = list(runs[0])
-        for run in runs[1:]:
-            total = [moments.merge(other) for moments, other in zip(total, run, strict=True)]
         alone = torch.stack([torch.stack([moments.conditional_variance() for moments in run]) for run in runs])
         state: dict[str, Tensor] = {}
         if state_map is not None:
             state["state_sigma"] = torch.as_tensor(state_map[0], dtype=torch.float64, device="cpu")
-            state["state_scale"], state["state_shift"] = (_on_cpu(part) for part in state_map[1:])
+            state["state_scale"], state["state_shift"] = (part.to("cpu", torch.float32) for part in state_map[1:])
         if drift_map is not None:
-            state["state_scale_drift"], state["state_shift_drift"] = (_on_cpu(part) for part in drift_map)
-        count, mean, m2 = _stacked(total)
+            state["state_scale_drift"], state["state_shift_drift"] = (
+                part.to("cpu", torch.float32) for part in drift_map
+            )
+        count, mean, m2 = stacked(merged(runs))
         return cls(levels, count, mean, m2, provenance, layers=None, trial=None, run_variance=alone.float(), **state)
 
     @property
@@ -188,7 +177,7 @@ class QDriftStatistics:
             FileExistsError: the name is taken and replace is False.
             OSError: the folder is missing, full or closed to us.
         """
-        path = _path("save", path)
+        path = files.as_path("QDriftStatistics.save", path)
         tensors = {**self._given(), "variance": derived_variance(self.count, self.m2)}
         metadata = {**self.provenance.to_metadata(), **layer_fields.metadata_of(self.layers)}
         if self.trial is not None:
@@ -203,7 +192,7 @@ class QDriftStatistics:
             ValueError: the file cannot be used; names the file, what is wrong and the remedy.
             FileNotFoundError, PermissionError: as the system reports them.
         """
-        path = _path("load", path)
+        path = files.as_path("QDriftStatistics.load", path)
         try:
             tensors, metadata = files.read(path)
         except ValueError as error:
@@ -224,7 +213,6 @@ class QDriftStatistics:
         State maps, layer corrections and trials are left out: each map and offset was found with the earlier ones in
         place, so their average is no such thing, and a trial was of one part's corrections.
         run_variance is kept if every part has it.
-
         Raises:
             ValueError: no parts; sigmas, models or settings differ (named); or a run is in two parts.
         """
@@ -238,18 +226,16 @@ class QDriftStatistics:
             provenance = Provenance.merged([part.provenance for part in parts])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        total = [first.moments(i) for i in range(len(first.sigma))]
         for other in parts[1:]:
-            same = len(other.sigma) == len(first.sigma)
-            if not same or ((other.sigma / first.sigma).log().abs() > SIGMA_TOLERANCE).any():
+            if not same_levels(first.sigma, other.sigma):
                 raise ValueError(
                     f"{where}: sigma differs: {levels(first.sigma)} and {levels(other.sigma)}; "
                     "merge calibrations of one schedule."
                 )
-            total = [moments.merge(other.moments(i)) for i, moments in enumerate(total)]
+        total = merged([[part.moments(i) for i in range(len(part.sigma))] for part in parts])
         alone = [part.run_variance for part in parts if part.run_variance is not None]
         kept = torch.cat(alone) if len(alone) == len(parts) else None
-        return cls(first.sigma, *_stacked(total), provenance, run_variance=kept)
+        return cls(first.sigma, *stacked(total), provenance, run_variance=kept)
 
     def describe(self) -> str:
         """Everything in it as text: settings, a line per sigma, the verdict. Lines end in a newline."""
@@ -259,27 +245,6 @@ class QDriftStatistics:
 
     def verdict(self) -> str:
         """One sentence: how large the error is, and what to expect of correcting it."""
-        from . import report  # as in describe
+        from . import report
 
         return report.verdict(self)
-
-
-def levels(sigma: Tensor) -> str:
-    """Noise levels in words."""
-    return f"{len(sigma)} sigmas from {sigma[0]:.4g} to {sigma[-1]:.4g}"
-
-
-def _on_cpu(values: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32, device="cpu")
-
-
-def _path(where: str, path: object) -> Path:
-    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
-        raise ValueError(f"QDriftStatistics.{where}: path is {path!r:.80}; pass the name of a file.")
-    return Path(path)
-
-
-def _stacked(moments: Sequence[JointMoments]) -> tuple[Tensor, Tensor, Tensor]:
-    """Count (S,), mean (S, 2, C) and m2 (S, 3, C)."""
-    counts = torch.tensor([each.count for each in moments], dtype=torch.int64)
-    return counts, torch.stack([each.mean for each in moments]), torch.stack([each.m2 for each in moments])

@@ -65,6 +65,19 @@ def layout_fault(layout: Mapping[str, tuple[str, tuple[int, ...]]], channels: in
     return None
 
 
+def contents_fault(tensors: Mapping[str, Tensor], channels: int, runs: int) -> str | None:
+    """What is wrong with statistics' tensors, their variance not among them: dtypes, shapes, values. None: nothing."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    layout = {name: (names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
+    # What follows from the others has their shape; it is made once they are known to have the right one.
+    if "sigma" in layout:
+        layout["variance"] = ("F32", (*layout["sigma"][1], channels))
+    fault = layout_fault(layout, channels, runs)
+    if fault is not None:
+        return fault
+    return value_fault({**tensors, "variance": derived_variance(tensors["count"], tensors["m2"])})
+
+
 def dimension_fault(
     layout: Mapping[str, tuple[str, tuple[int, ...]]],
     wanted: Mapping[str, tuple[str, tuple[int | str, ...]]],

@@ -7,25 +7,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import comfy.samplers
 import torch
 from comfy.k_diffusion import sampling
 from torch import Tensor
 
 from ..calibration.correctors import CORRECTORS, DRIFT, Corrector
-from ..calibration.layer_fields import described
 from ..calibration.state_map import StateMap
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
 from ..core.gain_formulas import PathName, Rule
-from ..core.match import Map, MomentMatcher
+from ..core.match import Map
 from ..core.plan import Plan, make_plan
-from ..core.solvers import run
-from . import identity
 from .messages import NOWHERE, Messages, NodeId
-from .model_kind import latent_format, path_of
 from .network_layers import ActingLayers
-from .per_call import PerCallCorrector
-from .sampling.hooks import around_network
 from .sampling.stages import Window
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
@@ -115,63 +108,6 @@ class Correction:
         else:
             words = f"advised is {advice.correction} at strength {advice.strength:g}."
         return advice.correction, advice.strength, words
-
-    def corrected(self, sampler: Any) -> comfy.samplers.KSAMPLER:
-        """`sampler` with this correction built in.
-
-        Raises:
-            ValueError: it is of a kind of its own, or corrected already.
-        """
-        if type(sampler) is not comfy.samplers.KSAMPLER:
-            raise ValueError(
-                f"{self.node}: the sampler is a {type(sampler).__name__}, whose steps cannot be read; "
-                "choose one of ComfyUI's samplers."
-            )
-        if isinstance(sampler.sampler_function, CorrectedSampler):
-            raise ValueError(
-                f"{self.node}: this run's sampler is corrected already; use Quantization Fix or its sampler, not both."
-            )
-        function = CorrectedSampler(self, sampler.sampler_function)
-        return comfy.samplers.KSAMPLER(function, dict(sampler.extra_options), dict(sampler.inpaint_options))
-
-    def check_model(self, patcher: Any, x: Tensor, packed: bool) -> PathName:
-        """The model's path, "ve" or "flow".
-
-        Raises:
-            ValueError: the statistics are of another kind of model.
-        """
-        about, path = self.stats.provenance, path_of(self.node, patcher)
-        if packed:
-            raise ValueError(
-                f"{self.node}: this latent packs several parts (video and audio) into one; remove the node."
-            )
-        for what, ours, theirs in (
-            ("path", path, about.path),
-            ("number of latent channels", x.shape[1], about.latent_channels),
-            ("latent format", latent_format(patcher), about.latent_format or latent_format(patcher)),
-        ):
-            if ours != theirs:
-                raise ValueError(
-                    f"{self.node}: the statistics are of another model: {what} {theirs}, this one has {ours}; "
-                    "load the statistics of this model or calibrate it."
-                )
-        return path
-
-    def log_mismatches(self, guider: Any, sampler: str, messages: Messages) -> None:
-        """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
-        about, found = self.stats.provenance, []
-        cfg = getattr(guider, "cfg", about.cfg)
-        if abs(cfg - about.cfg) > 1e-6:
-            found.append(f"cfg {cfg:g} instead of {about.cfg:g}")
-        for what, ours, theirs in (
-            ("sampler", sampler, about.solver.replace("ddim", "euler")),  # one function under two names
-            ("device", identity.environment()["device"], about.device),
-            ("weights", identity.quantization(guider.model_patcher), about.quantization),
-        ):
-            if theirs and ours != theirs:
-                found.append(f"{what} {ours} instead of {theirs}")
-        if found:
-            messages.warning(f"not as calibrated: {'; '.join(found)}. The statistics may fit less well.")
 
     def plan(
         self, sampler: Any, sigmas: Tensor, path: PathName, model_sampling: Any, options: dict[str, Any] | None = None
@@ -276,86 +212,6 @@ class Correction:
         return bias
 
 
-class CorrectedSampler:
-    """A sampler function, as ComfyUI's KSAMPLER calls it."""
-
-    def __init__(self, correction: Correction, plain: Any):
-        self.correction, self.plain = correction, plain
-        self.__name__ = getattr(plain, "__name__", "sampler")
-
-    def __call__(
-        self,
-        model: Any,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: dict | None = None,
-        callback: Any = None,
-        disable: bool | None = None,
-        **options: Any,
-    ) -> Tensor:
-        extra_args, ours = extra_args or {}, self.correction
-        if len(sigmas) < 2:
-            return self.plain(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
-        guider = model.inner_model
-        name = self.__name__.removeprefix("sample_").removesuffix("_function").removesuffix("_RF")
-        path = ours.check_model(guider.model_patcher, x, packed=x.ndim == 3)
-        messages = Messages(ours.node, ours.node_id)
-        if ours.advice:
-            messages.add(ours.advice)
-        ours.log_mismatches(guider, name, messages)
-        model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        inside = ours.inside(guider.model_patcher)
-        if inside is not None:
-            extra_args = around_network(extra_args, inside)
-            messages.info(f"{described(inside.layers)}, strength {ours.strength:g}.")
-        if ours.inside_alone:
-            return self.plain(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
-        try:
-            plan = ours.plan(self.plain, sigmas, path, model_sampling, options)
-        except ValueError as error:
-            if ours.unsupported == REFUSE or ours.correction != DRIFT:
-                remedy = f", or set 'unsupported' to {FIRST_ORDER!r}" if ours.correction == DRIFT else ""
-                raise ValueError(
-                    f"{ours.node}: {error} Choose another sampler (euler, dpmpp_2m, heun, ...){remedy}."
-                ) from error
-            per_call = PerCallCorrector(
-                model, sigmas, path, ours.rule, ours.variance_at(model_sampling), ours.strength
-            )
-            messages.info(f"{name}, each call by itself, as if it were an Euler step.")
-            if ours.bias != "off":
-                messages.warning(
-                    "left the bias correction out, which needs a sampler with a corrected form, and took Q-Drift's gain."
-                )
-            return self.plain(
-                per_call,
-                x,
-                sigmas,
-                extra_args=extra_args,
-                callback=per_call.counting(callback),
-                disable=disable,
-                **options,
-            )
-        maps = ours.maps(plan, model_sampling)
-        messages.info(f"{plan.describe()}{_described(maps)}.")
-        if ours.maps_asked and not any(maps):
-            messages.warning("no step of this run lies where the statistics have a map.")
-        return self._run(plan, maps, model, x, extra_args, callback)
-
-    def _run(
-        self, plan: Plan, maps: list[Map | None], model: Any, x: Tensor, extra_args: dict, callback: Any
-    ) -> Tensor:
-        mask = extra_args.get("denoise_mask")
-        return run(
-            plan,
-            lambda at, sigma: model(at, sigma, **extra_args),
-            x,
-            callback=callback,
-            after_step=MomentMatcher(maps, mask) if any(maps) else None,
-            mask=mask,
-            **noise_sources(plan, x, extra_args.get("seed")),
-        )
-
-
 def noise_sources(plan: Plan, x: Tensor, seed: int | None) -> dict[str, Any]:
     """For `run`: where an ancestral sampler's noise comes from, the stock one's, and that of a stochastic bias."""
     ancestral = any(step.renoise > 0.0 for step in plan.steps)
@@ -363,11 +219,3 @@ def noise_sources(plan: Plan, x: Tensor, seed: int | None) -> dict[str, Any]:
         "noise_sampler": sampling.default_noise_sampler(x, seed=seed) if ancestral else None,
         "generator": None if seed is None else torch.Generator().manual_seed(seed + 1),
     }
-
-
-def _described(maps: list[Map | None]) -> str:
-    acting = [each for each in maps if each is not None]
-    if not acting:
-        return ""
-    scales = torch.stack([scale for scale, _ in acting])
-    return f"; moment matching after {len(acting)} steps, scale {float(scales.min()):.4g} to {float(scales.max()):.4g}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import comfy.samplers
 from comfy_api.latest import io
 
 from ..core.plan import CHOICES
+from ..host.corrected_sampler import corrected
 from ..host.correction import ADVISED, CORRECTION_CHOICES, FIRST_ORDER, REFUSE, Correction
 from ..host.sampling.hooks import replace_sampler
 from ..host.sampling.stages import Window
@@ -112,7 +115,7 @@ class GimbalQDrift(io.ComfyNode):
         correction = Correction.chosen(cls.NAME, stats, window=window, node_id=_inputs.node_id(cls), **chosen)
         if correction is None:
             return io.NodeOutput(model)
-        return io.NodeOutput(replace_sampler(model, cls.NAME, correction.corrected))
+        return io.NodeOutput(replace_sampler(model, cls.NAME, partial(corrected, correction)))
 
 
 class GimbalQDriftSampler(io.ComfyNode):
@@ -149,7 +152,7 @@ class GimbalQDriftSampler(io.ComfyNode):
         window.check(cls.NAME)
         sampler = comfy.samplers.sampler_object(sampler_name)
         correction = Correction.chosen(cls.NAME, stats, window=window, node_id=_inputs.node_id(cls), **chosen)
-        return io.NodeOutput(sampler if correction is None else correction.corrected(sampler))
+        return io.NodeOutput(sampler if correction is None else corrected(correction, sampler))
 
 
 NODES = [GimbalQDrift, GimbalQDriftSampler]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...calibration.statistics import QDriftStatistics
 from ...calibration.trajectories import TrajectoryStore
 from ...calibration.trial import PLAIN, Trial, compared
+from ..corrected_sampler import corrected
 from ..correction import Correction
 from .recording import run_name
 from .sampling_runs import CalibrationRun, final_state
@@ -53,7 +54,7 @@ def _sampled(task: Task, run: CalibrationRun, candidate: tuple[str, float], stat
     kind, strength = candidate
     if kind != PLAIN:
         how = {**CALIBRATED_OPTIONS, "strength": strength}
-        sampler = Correction(task.node, statistics, kind, **how).corrected(sampler)
+        sampler = corrected(Correction(task.node, statistics, kind, **how), sampler)
     final = final_state(task.models.quantized, task.schedule, run, sampler, task.progress.at)
     if not bool(final.isfinite().all()):
         raise ValueError(
