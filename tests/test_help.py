@@ -19,6 +19,7 @@ COLON = ": |\uff1a"
 END = {"en": r"\.(?=\s|$)", "zh": "。", "ja": "。"}
 # Nodes that only move files: a picture would say nothing.
 WITHOUT_PICTURE = {"GimbalQDriftRecord", "GimbalQDriftLoad", "GimbalQDriftMerge"}
+WITHOUT_PICTURE |= {"GimbalDemoLetters", "GimbalDemoDecode", "GimbalDemoSheet"}
 LARGEST = 40_000  # bytes of a picture
 
 each = pytest.mark.parametrize(("node", "language"), [(node, language) for node in NODES for language in PARTS])
