@@ -1,11 +1,11 @@
-"""The template browser's cards, and workflows as pictures that can be dragged into ComfyUI: what each branch of the graph makes of
-the letters model, labelled, by a run of the same graph."""
+"""The template browser's cards, workflows as pictures that can be dragged into ComfyUI, and README's pictures: what each branch of
+a graph makes of the letters model, labelled, by a run of the same graph."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from .server import Server
 SIDE, MARGIN, LABEL, FOOT, QUALITY = 400, 8, 22, 24, 85
 PAPER, INK, FAINT = (24, 24, 26), (235, 235, 235), (165, 165, 165)
 COLUMNS = {2: 3, 3: 4}  # letters in a band, by the number of bands, so that they fill the card
+# What README shows of them.
+SHEETS = {
+    "Try it - Bring back the colours of a 4-bit model": "try_it_colours",
+    "Try it - Calm burnt guidance": "try_it_guidance",
+}
 GRAPHS = ROOT / "docs" / "workflows"
 Labelled = tuple[str, Sequence[Image.Image]]
 
@@ -32,12 +37,28 @@ def draw(server: Server, workflows: Sequence[Path]) -> None:
     GRAPHS.mkdir(parents=True, exist_ok=True)
     for path in workflows:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        made = card(list(_pictures(server, graph.to_api(saved, known), _titles(saved))))
+        made = card(_bands(server, path.stem, saved, known))
         made.save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
         about = PngInfo()
         about.add_text("workflow", json.dumps(saved))
         made.save(GRAPHS / f"{path.stem}.png", pnginfo=about, optimize=True)
-        print(f"Wrote {path.with_suffix('.jpg')} and {GRAPHS / path.stem}.png")
+        print(f"Wrote {path.with_suffix('.jpg')} and {GRAPHS / path.stem}.png", flush=True)
+
+
+def _bands(server: Server, name: str, saved: dict, known: dict) -> list[Labelled]:
+    """What each sampler's decoder shows, under the sampler's title; of a calibration alone its report."""
+    swapped = on_demo_model(graph.to_api(saved, known))
+    decoders = sorted((n for n, node in swapped.items() if node["class_type"] == "GimbalDemoDecode"), key=int)
+    for decoder in decoders:
+        swapped[f"shown {decoder}"] = {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}
+    result = client.run(server.url, swapped, timeout=3600)  # a calibration on a busy core takes minutes
+    if name in SHEETS:
+        (sheet,) = _opened(server, result, _of_kind(swapped, "SaveImage"))
+        sheet.save(ROOT / "docs" / "images" / f"{SHEETS[name]}.png", optimize=True)
+    if not decoders:
+        return [("the report", _opened(server, result, _of_kind(swapped, "GimbalQDriftReport")))]
+    titles = {str(node["id"]): node["title"] for node in saved["nodes"] if "title" in node}
+    return [(titles[swapped[d]["inputs"]["latent"][0]], _opened(server, result, f"shown {d}")) for d in decoders]
 
 
 def card(bands: Sequence[Labelled]) -> Image.Image:
@@ -55,22 +76,9 @@ def card(bands: Sequence[Labelled]) -> Image.Image:
     return canvas
 
 
-def _titles(saved: dict) -> dict[str, str]:
-    return {str(node["id"]): node["title"] for node in saved["nodes"] if "title" in node}
-
-
-def _pictures(server: Server, workflow: client.Workflow, titles: dict[str, str]) -> Iterator[Labelled]:
-    """What each sampler's decoder shows, under the sampler's title; of a calibration alone its report."""
-    swapped = on_demo_model(workflow)
-    decoders = sorted((n for n, node in swapped.items() if node["class_type"] == "GimbalDemoDecode"), key=int)
-    for name in decoders:
-        swapped[f"shown {name}"] = {"class_type": "PreviewImage", "inputs": {"images": [name, 0]}}
-    result = client.run(server.url, swapped, timeout=1800)
-    for name in decoders:
-        yield titles[swapped[name]["inputs"]["latent"][0]], _opened(server, result, f"shown {name}")
-    if not decoders:
-        (report,) = (name for name, node in swapped.items() if node["class_type"] == "GimbalQDriftReport")
-        yield "the report", _opened(server, result, report)
+def _of_kind(workflow: client.Workflow, kind: str) -> str:
+    (name,) = (name for name, node in workflow.items() if node["class_type"] == kind)
+    return name
 
 
 def _opened(server: Server, result: client.Result, node: str) -> list[Image.Image]:
