@@ -78,7 +78,7 @@ class GimbalDemoSheet(io.ComfyNode):
                 io.Image.Input("third", optional=True),
                 io.Image.Input("fourth", optional=True),
                 io.String.Input("title", default=""),
-                io.String.Input("labels", default="plain\nstabilised", multiline=True, tooltip="One line per band."),
+                io.String.Input("labels", default="plain", multiline=True, tooltip="One line per band."),
                 io.Int.Input("columns", default=6, min=1, max=64),
             ],
             outputs=[io.Image.Output(display_name="sheet")],
