@@ -17,8 +17,8 @@ LAYERS = {
     "nodes": {"core", "calibration", "host", TRY_IT},
     TRY_IT: set(),
     "devkit": set(),
-    "demo": {"devkit"},
-    "benchmarks": {"core", "calibration", "host", "devkit", "demo"},
+    "demo": {"devkit", TRY_IT},
+    "benchmarks": {"core", "calibration", "host", "devkit", "demo", TRY_IT},
 }
 PACK = ("core", "calibration", "host", "nodes", TRY_IT)  # what users install; they name each other relatively
 COMFYUI = {
