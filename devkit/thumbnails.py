@@ -39,10 +39,24 @@ def draw(server: Server, workflows: Sequence[Path]) -> None:
         saved = json.loads(path.read_text(encoding="utf-8"))
         made = card(_bands(server, path.stem, saved, known))
         made.save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
-        about = PngInfo()
-        about.add_text("workflow", json.dumps(saved))
-        made.save(GRAPHS / f"{path.stem}.png", pnginfo=about, optimize=True)
+        save_to_drag(made, path.stem, saved)
         print(f"Wrote {path.with_suffix('.jpg')} and {GRAPHS / path.stem}.png", flush=True)
+
+
+def save_to_drag(picture: Image.Image, name: str, saved: dict) -> None:
+    """As a PNG with the workflow in it, where ComfyUI's frontend looks for one."""
+    about = PngInfo()
+    about.add_text("workflow", json.dumps(saved))
+    picture.save(GRAPHS / f"{name}.png", pnginfo=about, optimize=True)
+
+
+def renew(name: str, saved: dict) -> None:
+    """Put the workflow into its picture again, if that was drawn: places and notes may change without a new run."""
+    path = GRAPHS / f"{name}.png"
+    if path.exists():
+        with Image.open(path) as picture:
+            picture.load()
+        save_to_drag(picture, name, saved)
 
 
 def _bands(server: Server, name: str, saved: dict, known: dict) -> list[Labelled]:

@@ -35,7 +35,10 @@ def main() -> None:
 def write_all(known: dict) -> None:
     for folder, names in ((ROOT / "workflows", RECIPES), (ROOT / "demo" / "workflows", DEMO_RECIPES)):
         for name in names:
-            _write(folder / f"{name}.json", write(name, known).saved())
+            saved = write(name, known).saved()
+            _write(folder / f"{name}.json", saved)
+            if names is RECIPES:
+                thumbnails.renew(name, saved)
     for make in BLUEPRINTS:
         blueprint = make(known)
         _write(ROOT / "subgraphs" / f"{blueprint.name}.json", blueprint.saved())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..author import Workflow
 from .files import SD15
-from .parts import BURNT, beside, clamped, compare, dials, look, model_files, picture, prompts
+from .parts import BURNT, STRONGER, beside, clamped, compare, dials, look, model_files, picture, prompts
 
 
 def burnt(flow: Workflow) -> None:
@@ -29,7 +29,7 @@ def burnt(flow: Workflow) -> None:
         [
             "Look at highlights and deep shadows: burnt spots should keep their colour, all else should stay the picture it was.",
             "Lower cfg to 8: less burns, and the two pictures come closer. At cfg 4 expect none of it.",
-            "Compare with plain cfg 8 too: part of what AQClip does is to lower contrast. Corridor gentle does less of it.",
+            "Compare with plain cfg 8 too: part of what AQClip does is to lower contrast. Corridor strong does more of it.",
             "Ctrl+B on a node takes it out; strength 0 is exactly the left picture.",
         ],
     )
@@ -107,8 +107,8 @@ def inpainting(flow: Workflow) -> None:
     common |= {"positive": inside[0], "latent_image": masked[0], "cfg": cfg[0], "denoise": 0.9}
     plain = flow.node("KSampler", caption="Inpainted, plain", **common)
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    aqclip = flow.node("GimbalAQClip", model=checkpoint[0], corridor="strong")
-    grain = flow.node("GimbalMicrograin", model=aqclip[0], form="smooth")
+    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
+    grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
     sampler = flow.node("KSampler", caption="Inpainted, stabilised", **{**common, "model": grain[0]})
     image, save = picture(flow, sampler, checkpoint[2], "stabilised")
     note = look(

@@ -34,7 +34,7 @@ def burnt(flow: Workflow) -> None:
         [
             "Look at the lamp, the sky and the foam: burnt spots should keep their colour. The composition stays.",
             "Lower cfg to 7: less burns, and the two pictures come closer.",
-            "Compare with plain cfg 8 too: part of what AQClip does is to lower contrast. Corridor gentle does less of it.",
+            "Compare with plain cfg 8 too: part of what AQClip does is to lower contrast. Corridor strong does more of it.",
             "Ctrl+B on a node takes it out; strength 0 is exactly the left picture.",
         ],
     )

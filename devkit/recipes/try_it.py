@@ -15,7 +15,7 @@ BROKEN = "W4A4"
 def four_bits(flow: Workflow) -> None:
     model, letters, seed, cfg = load(flow, 3.0)
     rounded = flow.node("GimbalSimulateQuantization", caption=f"Round it: {BROKEN}", model=model[0], preset=BROKEN)
-    as_used = {"positive": letters[0], "negative": letters[1], "cfg": cfg[0], "steps": 8}
+    as_used = {"positive": letters[0], "negative": letters[1], "cfg": cfg[0], "steps": 12}
     as_used |= {"sampler_name": "euler", "scheduler": "simple"}
     stats = flow.node(
         "GimbalQDriftCalibrate",
@@ -24,7 +24,6 @@ def four_bits(flow: Workflow) -> None:
         quantized_model=rounded[0],
         latent=letters[2],
         first_seed=100,
-        runs=3,
         held_out=1,
         filename="try_it_W4A4",
         size=(420, 940),
