@@ -11,7 +11,7 @@ NEGATIVE = "blurry, oversaturated, low quality"
 SEED, BURNT = 7, 12.0  # BURNT: a cfg at which the clamps have visible work
 # Of Micrograin, for a difference at the first glance: at its default it takes off 0.1 %.
 STRONGER = {"form": "smooth", "q_low": 0.01, "q_high": 0.99}
-PICTURE, STRIP, NOTE, RESULT = (340, 320), (780, 420), 340, (900, 620)
+PICTURE, STRIP, NOTE, RESULT = (340, 320), (780, 420), 340, (900, 560)
 
 
 def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negative: str = NEGATIVE) -> list[Node]:
@@ -84,19 +84,20 @@ def compare(
     before: tuple[str, Row] | None = None,
     below: Row = (),
 ) -> None:
-    """Loaders on the left; right of them the plain branch above the stabilised one; last what became of both.
+    """Loaders on the left; right of them what became of both branches, where it is seen at once, the plain one below, and the
+    stabilised one below that.
 
-    plain, stabilised: a title and the columns; so is `before`, which both share. The note takes the plain branch's first
-    column; `below` belongs to the stabilised branch. result: of `beside`.
+    plain, stabilised: a title and the columns; so is `before`, which both share. The plain branch leaves its first column
+    empty; `below` belongs to the stabilised branch. result: of `beside`; the note stands with it.
     """
     x = flow.grid(load)
     if before:
         x = flow.grid(before[1], at=(x, 0))
         flow.group(before[0], _all(before[1]))
     (plain_title, above), (title, row) = plain, stabilised
-    x = flow.grid([[note], *above], row, *([below] if below else []), at=(x, 0))
-    flow.grid(result[1], at=(x, 0))
-    flow.group(result[0], _all(result[1]), "gimbal")
+    stitched, shown = result[1]
+    flow.grid([[note, *stitched], shown], [[], *above], row, *([below] if below else []), at=(x, 0))
+    flow.group(result[0], [note, *stitched, *shown], "gimbal")
     flow.group("Load", _all(load), "load")
     flow.group(plain_title, _all(above))
     flow.group(title, _all(row) + _all(below), "gimbal")

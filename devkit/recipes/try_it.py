@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..author import Node, Workflow
+from ..author import GAP, TITLE, Node, Workflow
 from .parts import BURNT, SEED, look
 
 MODEL = "gimbal_letters_fp16.safetensors"
@@ -95,7 +95,7 @@ def sheet(flow: Workflow, samplers: Sequence[Node], labels: str, title: str) -> 
     bands = dict(zip(("first", "second", "third", "fourth"), (each[0] for each in decoded), strict=False))
     made = flow.node("GimbalDemoSheet", title=title, labels=labels, columns=len(TEXT), **bands)
     save = flow.node(
-        "SaveImage", caption="Before and after", images=made[0], filename_prefix="gimbal/try it", size=(1000, 620)
+        "SaveImage", caption="Before and after", images=made[0], filename_prefix="gimbal/try it", size=(1000, 600)
     )
     return [*decoded, made], [save]
 
@@ -108,11 +108,15 @@ def _place(
     samplers: list[Node],
     result: tuple[list[Node], list[Node]],
 ) -> None:
+    made, shown = result
     x = flow.grid([start])
-    x = flow.grid(ours, at=(x, 0))
-    x = flow.grid([samplers], at=(x, 0))
-    flow.grid(result, at=(x, 0))
+    below = shown[0].room + 3 * GAP + TITLE
+    flow.grid([shown], at=(x, 0))
+    x = flow.grid(ours, at=(x, below))
+    x = flow.grid([samplers], at=(x, below))
+    flow.grid([made], at=(x, below))
     flow.group("Start here", start, "load")
+    flow.group("Before and after", shown, "gimbal")
     flow.group(title, [node for column in ours for node in column], "gimbal")
     flow.group("Same seed, same cfg", samplers)
-    flow.group("Compare", [*result[0], *result[1]], "gimbal")
+    flow.group("Pictures with labels", made)
