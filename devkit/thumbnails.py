@@ -18,7 +18,7 @@ from .paths import ROOT
 from .recipes.foreign import FOREIGN
 from .server import Server
 
-SIDE, MARGIN, LABEL, FOOT, QUALITY = 400, 8, 22, 24, 85
+SIDE, MARGIN, LABEL, FOOT, LARGEST = 400, 8, 22, 24, 40_000
 PAPER, INK, FAINT = (24, 24, 26), (235, 235, 235), (165, 165, 165)
 COLUMNS = {2: 3, 3: 4}  # letters in a band, by the number of bands, so that they fill the card
 # What README shows of them.
@@ -38,9 +38,19 @@ def draw(server: Server, workflows: Sequence[Path]) -> None:
     for path in workflows:
         saved = json.loads(path.read_text(encoding="utf-8"))
         made = card(_bands(server, path.stem, saved, known))
-        made.save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
+        path.with_suffix(".jpg").write_bytes(packed(made))
         save_to_drag(made, path.stem, saved)
         print(f"Wrote {path.with_suffix('.jpg')} and {GRAPHS / path.stem}.png", flush=True)
+
+
+def packed(picture: Image.Image) -> bytes:
+    """As JPEG, at the best quality that keeps it below LARGEST bytes."""
+    for quality in range(85, 20, -5):
+        made = io.BytesIO()
+        picture.save(made, "JPEG", quality=quality, optimize=True)
+        if made.tell() < LARGEST:
+            break
+    return made.getvalue()
 
 
 def save_to_drag(picture: Image.Image, name: str, saved: dict) -> None:

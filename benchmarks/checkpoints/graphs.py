@@ -34,8 +34,8 @@ class WorkflowFile:
             filled[node]["inputs"][name] = text.replace(PLACEHOLDER, prompt) if PLACEHOLDER in text else prompt
         for inputs in (entry["inputs"] for entry in filled.values()):
             for name in SEEDS:
-                if _is_link(inputs.get(name), made):
-                    source = made[str(inputs[name][0])]
+                if _is_link(inputs.get(name), filled):
+                    source = filled[str(inputs[name][0])]
                     if source["class_type"] == SEED_NODE:
                         source["inputs"]["value"] = seed
                 elif isinstance(inputs.get(name), int):
