@@ -23,7 +23,7 @@ PAPER, INK, FAINT = (24, 24, 26), (235, 235, 235), (165, 165, 165)
 COLUMNS = {2: 3, 3: 4}  # letters in a band, by the number of bands, so that they fill the card
 # What README shows of them.
 SHEETS = {
-    "Try it - Bring back the colours of a 4-bit model": "try_it_colours",
+    "Try it - Bring colours back": "try_it_colours",
     "Try it - Calm burnt guidance": "try_it_guidance",
 }
 GRAPHS = ROOT / "docs" / "workflows"

@@ -13,21 +13,21 @@ Recipe = Callable[[Workflow], None]
 
 # By file name, which is all that the template browser has for a title and a description: what it does, then the model.
 RECIPES: Mapping[str, Recipe] = {
-    "Try it - Bring back the colours of a 4-bit model": try_it.four_bits,
+    "Try it - Bring colours back": try_it.four_bits,
     "Try it - Calm burnt guidance": try_it.burnt,
     "Fix burnt colours - SD1.5": sd15.burnt,
     "Fix burnt colours - SDXL": sdxl.burnt,
     "Fix burnt colours - SD3.5": sd35.burnt,
     "Fix burnt colours - Flux": flux.burnt,
-    "Fix burnt colours with every node - SDXL": sdxl.every_node,
+    "Fix burnt colours, all nodes - SDXL": sdxl.every_node,
     "Fix burnt inpainting - SD1.5": sd15.inpainting,
     "Fix a burnt second pass - SD1.5": sd15.second_pass,
     "Fix burnt video - Wan 2.1": wan.burnt,
-    "Guide calm places more - SDXL": sdxl.calm_places,
-    "Guide calm places more - Qwen-Image": qwen_image.calm_places,
-    "Bring back the colours of a 4-bit model - SD1.5": simulated.four_bits,
-    "Bring back the colours of a GGUF model - Flux": gguf.bring_back,
-    "Use a calibration again - Flux GGUF": gguf.use_again,
+    "Guide calm places - SDXL": sdxl.calm_places,
+    "Guide calm places - Qwen-Image": qwen_image.calm_places,
+    "Bring colours back - 4-bit SD1.5": simulated.four_bits,
+    "Bring colours back - Flux GGUF": gguf.bring_back,
+    "Reuse a calibration - Flux GGUF": gguf.use_again,
     "Does my fp8 model need repair - Flux": qdrift.judge_fp8,
 }
 DEMO_RECIPES: Mapping[str, Recipe] = {"micrograin": demo.micrograin, "multipass": demo.multipass}

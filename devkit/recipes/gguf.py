@@ -43,7 +43,7 @@ def bring_back(flow: Workflow) -> None:
             "Both loaders must hold the **same** model. Set cfg, sampler, scheduler, steps and size **as you will use them**, here "
             "and in the samplers; then run. One model at a time is on the device; after a Cancel it resumes.",
             "The report says what to expect: more at Q3 and Q4 than at Q6 and Q8, where mostly nothing needs repair.",
-            "The file goes to `models/qdrift`; the template *Use a calibration again* takes it from there.",
+            "The file goes to `models/qdrift`; the template *Reuse a calibration* takes it from there.",
             "Not enough memory for both? Record Trajectory and Calibrate from Trajectory do the same in two workflows.",
         ],
     )
@@ -63,7 +63,7 @@ def use_again(flow: Workflow) -> None:
         flow,
         "Plain against corrected",
         PACK,
-        "Same GGUF, same seed; on the right with **Q-Drift**, from the file that *Bring back the colours of a GGUF model* wrote.",
+        "Same GGUF, same seed; on the right with **Q-Drift**, from the file that *Bring colours back - Flux GGUF* wrote.",
         "Look at colour casts, at fine texture, and at flat areas that turned grainy.",
         "*advised* takes what helped in the calibration's trial, or nothing; try *moments* and *both* too.",
         "For another quantized model, exchange the loader and the file. Each model needs a calibration of its own.",

@@ -88,7 +88,7 @@ def judge_fp8(flow: Workflow) -> None:
         "Set cfg, sampler, scheduler, steps and size **as you will use them**, and prompts of the kind you use. Then run: five "
         "runs and two held out, one model at a time on the device. After a Cancel it resumes.",
         "The report says what to expect. At 8 bits that is, as a rule: nothing to repair.",
-        "If it advises a correction, the file is in `models/qdrift`: go on with the template *Use a calibration again*.",
+        "If it advises a correction, the file is in `models/qdrift`: go on with the template *Reuse a calibration*.",
     )
     load = [full, quantized, clip, latent, model_files(flow)]
     x = flow.grid([load])

@@ -132,10 +132,10 @@ def test_what_cannot_be_compared_is_said(given, tmp_path):
 @pytest.mark.parametrize(
     ("name", "variants"),
     [
-        ("Guide calm places more - SDXL", {"plain", "samg"}),
-        ("Fix burnt colours with every node - SDXL", {"plain", "stacked"}),
+        ("Guide calm places - SDXL", {"plain", "samg"}),
+        ("Fix burnt colours, all nodes - SDXL", {"plain", "stacked"}),
         ("Fix burnt video - Wan 2.1", {"plain", "stabilised"}),
-        ("Use a calibration again - Flux GGUF", {"plain", "corrected"}),
+        ("Reuse a calibration - Flux GGUF", {"plain", "corrected"}),
     ],
 )
 def test_bundled_workflows_are_understood(server, name, variants):
