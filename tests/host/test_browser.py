@@ -240,6 +240,21 @@ def test_every_run_of_the_demo_compares_one_seed(page, server):
     assert drawn[0] == 7 and drawn[1] != 7
 
 
+def test_from_the_template_browser_to_a_difference_in_four_clicks(page, renderer, artefacts):
+    """Templates, the pack, a card, Run: nothing to download, to connect or to set."""
+    from devkit import browser
+
+    open_templates(page)
+    page.get_by_test_id("template-workflow-Try it - Calm burnt guidance").click()
+    page.wait_for_function("() => app.graph._nodes.some(n => n.type === 'GimbalDemoSheet')")
+    browser.boxes(page)
+    assert page.evaluate(RED) == []
+    browser.press_run(page)
+    page.wait_for_function(f"() => ({IMAGES})('SaveImage')[0] > 0")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=artefacts / f"first_minute_{renderer}.png")
+
+
 def previewed():
     """A small graph with everything of ours that shows a picture."""
     model = {"unet_name": "gimbal_letters_fp16.safetensors", "weight_dtype": "default"}

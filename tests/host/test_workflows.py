@@ -60,7 +60,7 @@ def test_it_runs_to_pictures(server, artefacts, path):
             pictures[f"{path.stem}_{node}_{title}_{i}"] = image
             image.save(artefacts / f"{path.stem}_{node}_{title}_{i}.png")
     showing = ("SaveImage", "SaveAnimatedWEBP", "PreviewImage", "GimbalQDriftCalibrate", "GimbalQDriftReport")
-    assert len(pictures) >= len([node for node in workflow.values() if node["class_type"] in showing]) >= 2
+    assert len(pictures) >= len([node for node in workflow.values() if node["class_type"] in showing]) >= 1
     for name, image in pictures.items():
         assert np.asarray(image.convert("RGB")).std() > 1, f"{name} is blank"
     said = server.log_lines()[before:]
