@@ -93,7 +93,7 @@ def card(bands: Sequence[Labelled]) -> Image.Image:
     room = (SIDE - FOOT) // len(bands) - LABEL - MARGIN
     for line, (label, pictures) in enumerate(bands):
         y = MARGIN + line * (room + LABEL + MARGIN)
-        pen.text((MARGIN, y - 4), label, INK, large)
+        pen.text((SIDE - MARGIN, y - 4), label, INK, large, anchor="ra")  # newer frontends put a badge at the left
         band = _band(pictures, COLUMNS.get(len(bands), 1))
         band.thumbnail((SIDE - 2 * MARGIN, room), Image.Resampling.LANCZOS)
         canvas.paste(band, (MARGIN, y + LABEL))
