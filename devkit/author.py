@@ -88,8 +88,10 @@ class Workflow:
                 values.append("fixed")
         models = [value for value in values if isinstance(value, str) and value in self.files]
         sockets, feet = max(len(slots), len(info["output"])), (_pack(info) != CORE) + bool(models)
+        feet += any(options.get("advanced") for _, options in widgets)  # the button that unfolds them
+        said = sizes.SAID * (_pack(info) != CORE and "MODEL" in info["output"])
         made.height = made.height or sizes.on_canvas(sockets, widgets)
-        made.room = max(made.height, sizes.as_vue_node(sockets, widgets, feet))
+        made.room = said + max(made.height, sizes.as_vue_node(sockets, widgets, feet))
         if linked:  # all of them: the one form that all frontends agree on
             for i, slot in enumerate(made.widget_slots, len(slots)):
                 if slot["name"] in linked:

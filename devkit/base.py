@@ -1,4 +1,4 @@
-"""An isolated ComfyUI base directory: the pack as users receive it, the demo's nodes and models, and nothing else."""
+"""An isolated ComfyUI base directory: the pack as users receive it, the demo's models, and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _ignored(path: PurePosixPath, patterns: list[str]) -> bool:
 
 
 def make(base: Path, demo: bool = True) -> Path:
-    """(Re)install the pack, and the demo's nodes and models, into `base`; what a person keeps there stays."""
+    """(Re)install the pack, and the demo's models, into `base`; what a person keeps there stays."""
     for folder in ("models/diffusion_models", "custom_nodes", "input", "output", "temp", "user"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     settings = base / "user" / "default" / "comfy.settings.json"
@@ -59,9 +59,6 @@ def make(base: Path, demo: bool = True) -> Path:
         (pack / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / file, pack / file)
     if demo:
-        nodes = base / "custom_nodes" / "gimbal_demo"
-        shutil.rmtree(nodes, ignore_errors=True)
-        shutil.copytree(ROOT / "demo" / "gimbal_demo", nodes, ignore=shutil.ignore_patterns("__pycache__"))
         for model in (ROOT / "demo" / "models").glob("*.safetensors"):
             shutil.copy2(model, base / "models" / "diffusion_models" / model.name)
     return base

@@ -1,5 +1,5 @@
-"""The pictures on the template browser's cards: a workflow as the frontend draws it, and below what its branches make of the
-demo model, by a run of the same graph."""
+"""The template browser's cards, workflows as pictures that can be dragged into ComfyUI, and README's pictures: what each branch of
+a graph makes of the letters model, labelled, by a run of the same graph."""
 
 from __future__ import annotations
 
@@ -10,85 +10,113 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from . import browser, client, graph
+from . import client, graph
 from .demo_model import on_demo_model
+from .paths import ROOT
 from .recipes.foreign import FOREIGN
 from .server import Server
 
-SIDE, MARGIN, LABEL, QUALITY = 400, 8, 18, 80
-PAPER, INK = (24, 24, 26), (215, 215, 215)
-VIDEO = ("SaveAnimatedWEBP",)  # the demo model draws none
-BOUNDS = """() => {
-    const {scale, offset} = app.canvas.ds, all = app.graph._groups.map(group => Array.from(group._bounding))
-    const box = app.canvas.canvas.getBoundingClientRect()
-    const left = Math.min(...all.map(b => b[0])), top = Math.min(...all.map(b => b[1]))
-    const right = Math.max(...all.map(b => b[0] + b[2])), bottom = Math.max(...all.map(b => b[1] + b[3]))
-    return {x: box.left + (left + offset[0]) * scale, y: box.top + (top + offset[1]) * scale,
-            width: (right - left) * scale, height: (bottom - top) * scale}
-}"""
-Labelled = tuple[str, Image.Image]
+SIDE, MARGIN, LABEL, FOOT, LARGEST = 400, 8, 22, 24, 40_000
+PAPER, INK, FAINT = (24, 24, 26), (235, 235, 235), (165, 165, 165)
+COLUMNS = {2: 3, 3: 4}  # letters in a band, by the number of bands, so that they fill the card
+# What README shows of them.
+SHEETS = {
+    "Try it - Bring colours back": "try_it_colours",
+    "Try it - Calm burnt guidance": "try_it_guidance",
+}
+GRAPHS = ROOT / "docs" / "workflows"
+Labelled = tuple[str, Sequence[Image.Image]]
 
 
 def draw(server: Server, workflows: Sequence[Path]) -> None:
-    """Write <name>.jpg beside each workflow. A calibration must come before the workflow that uses it."""
+    """Write <name>.jpg beside each workflow, and docs/workflows/<name>.png, which holds the workflow. A calibration must come
+    before the workflow that uses it."""
     known: Any = {**FOREIGN, **server.get("/object_info")}
-    opened = {path: json.loads(path.read_text(encoding="utf-8")) for path in workflows}
-    made = {path: _pictures(server, graph.to_api(saved, known)) for path, saved in opened.items()}
-    with browser.frontend(server.url, 3000, 2200) as page:
-        page.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
-        page.evaluate(
-            "foreign => Promise.all(foreign.map(info => app.registerNodeDef(info.name, info)))", [*FOREIGN.values()]
-        )
-        for path, saved in opened.items():
-            browser.load(page, saved)
-            browser.fit(page)
-            page.wait_for_timeout(1200)
-            drawn = Image.open(io.BytesIO(page.screenshot(clip=page.evaluate(BOUNDS)))).convert("RGB")
-            card(drawn, made[path]).save(path.with_suffix(".jpg"), quality=QUALITY, optimize=True)
-            print(f"Wrote {path.with_suffix('.jpg')}")
+    GRAPHS.mkdir(parents=True, exist_ok=True)
+    for path in workflows:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        made = card(_bands(server, path.stem, saved, known))
+        path.with_suffix(".jpg").write_bytes(packed(made))
+        save_to_drag(made, path.stem, saved)
+        print(f"Wrote {path.with_suffix('.jpg')} and {GRAPHS / path.stem}.png", flush=True)
 
 
-def card(drawn: Image.Image, pictures: Sequence[Labelled]) -> Image.Image:
-    """The graph, and below it the labelled pictures side by side."""
+def packed(picture: Image.Image) -> bytes:
+    """As JPEG, at the best quality that keeps it below LARGEST bytes."""
+    for quality in range(85, 20, -5):
+        made = io.BytesIO()
+        picture.save(made, "JPEG", quality=quality, optimize=True)
+        if made.tell() < LARGEST:
+            break
+    return made.getvalue()
+
+
+def save_to_drag(picture: Image.Image, name: str, saved: dict) -> None:
+    """As a PNG with the workflow in it, where ComfyUI's frontend looks for one."""
+    about = PngInfo()
+    about.add_text("workflow", json.dumps(saved))
+    picture.save(GRAPHS / f"{name}.png", pnginfo=about, optimize=True)
+
+
+def renew(name: str, saved: dict) -> None:
+    """Put the workflow into its picture again, if that was drawn: places and notes may change without a new run."""
+    path = GRAPHS / f"{name}.png"
+    if path.exists():
+        with Image.open(path) as picture:
+            picture.load()
+        save_to_drag(picture, name, saved)
+
+
+def _bands(server: Server, name: str, saved: dict, known: dict) -> list[Labelled]:
+    """What each sampler's decoder shows, under the sampler's title; of a calibration alone its report."""
+    swapped = on_demo_model(graph.to_api(saved, known))
+    decoders = sorted((n for n, node in swapped.items() if node["class_type"] == "GimbalDemoDecode"), key=int)
+    for decoder in decoders:
+        swapped[f"shown {decoder}"] = {"class_type": "PreviewImage", "inputs": {"images": [decoder, 0]}}
+    result = client.run(server.url, swapped, timeout=3600)  # a calibration on a busy core takes minutes
+    if name in SHEETS:
+        (sheet,) = _opened(server, result, _of_kind(swapped, "SaveImage"))
+        sheet.save(ROOT / "docs" / "images" / f"{SHEETS[name]}.png", optimize=True)
+    if not decoders:
+        return [("the report", _opened(server, result, _of_kind(swapped, "GimbalQDriftReport")))]
+    titles = {str(node["id"]): node["title"] for node in saved["nodes"] if "title" in node}
+    return [(titles[swapped[d]["inputs"]["latent"][0]], _opened(server, result, f"shown {d}")) for d in decoders]
+
+
+def card(bands: Sequence[Labelled]) -> Image.Image:
+    """The bands above one another, each below its label; a single picture as large as fits."""
     canvas = Image.new("RGB", (SIDE, SIDE), PAPER)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    room = SIDE
-    if pictures:
-        width = (SIDE - MARGIN * (len(pictures) + 1)) // len(pictures)
-        below = [picture.resize((width, picture.height * width // picture.width)) for _, picture in pictures]
-        room -= below[0].height + LABEL + MARGIN
-        for i, (label, _) in enumerate(pictures):
-            x = MARGIN + i * (width + MARGIN)
-            pen.text((x, room), label, INK, font)
-            canvas.paste(below[i], (x, room + LABEL))
-    drawn.thumbnail((SIDE - 2 * MARGIN, room - 2 * MARGIN), Image.Resampling.LANCZOS)
-    canvas.paste(drawn, ((SIDE - drawn.width) // 2, (room - drawn.height) // 2))
+    pen, large, small = ImageDraw.Draw(canvas), ImageFont.load_default(17), ImageFont.load_default(13)
+    pen.text((MARGIN, SIDE - FOOT + 2), "a run of this graph on Gimbal's small letters model", FAINT, small)
+    room = (SIDE - FOOT) // len(bands) - LABEL - MARGIN
+    for line, (label, pictures) in enumerate(bands):
+        y = MARGIN + line * (room + LABEL + MARGIN)
+        pen.text((SIDE - MARGIN, y - 4), label, INK, large, anchor="ra")  # newer frontends put a badge at the left
+        band = _band(pictures, COLUMNS.get(len(bands), 1))
+        band.thumbnail((SIDE - 2 * MARGIN, room), Image.Resampling.LANCZOS)
+        canvas.paste(band, (MARGIN, y + LABEL))
     return canvas
 
 
-def _pictures(server: Server, workflow: client.Workflow) -> list[Labelled]:
-    """Of each Save Image node the batch as one picture; of a calibration its report."""
-    kinds = {name: node["class_type"] for name, node in workflow.items()}
-    if any(kind in VIDEO for kind in kinds.values()):
-        return []
-    result = client.run(server.url, on_demo_model(workflow), timeout=900)
-    made = []
-    for name, kind in kinds.items():
-        if kind not in ("SaveImage", "GimbalQDriftReport"):
-            continue
-        entries = [Image.open(io.BytesIO(client.image(server.url, entry))) for entry in result.images(name)]
-        label = workflow[name]["inputs"].get("filename_prefix", "report").removeprefix("gimbal/")
-        made.append((label, _sheet([entry.convert("RGB") for entry in entries])))
-    (first, picture), *rest = made[-2:]  # of three, the first is what the others start from
-    return [(f"demo model: {first}", picture), *rest]
+def _of_kind(workflow: client.Workflow, kind: str) -> str:
+    (name,) = (name for name, node in workflow.items() if node["class_type"] == kind)
+    return name
 
 
-def _sheet(pictures: Sequence[Image.Image]) -> Image.Image:
-    """A batch in rows of three, or the one picture there is."""
-    columns = min(3, len(pictures))
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), PAPER)
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * width, i // columns * height))
-    return sheet
+def _opened(server: Server, result: client.Result, node: str) -> list[Image.Image]:
+    found = (Image.open(io.BytesIO(client.image(server.url, entry))) for entry in result.images(node))
+    return [picture.convert("RGB") for picture in found]
+
+
+def _band(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """The first of them side by side, enlarged four times as they are."""
+    shown = pictures[:columns]
+    if len(shown) == 1:
+        return shown[0]
+    side = 4 * shown[0].width
+    band = Image.new("RGB", (len(shown) * (side + 4 * MARGIN) - 4 * MARGIN, side), PAPER)
+    for i, picture in enumerate(shown):
+        band.paste(picture.resize((side, side), Image.Resampling.NEAREST), (i * (side + 4 * MARGIN), 0))
+    return band

@@ -1,5 +1,5 @@
 """Write workflows/*.json, subgraphs/*.json and the demo's workflows from the recipes, with the nodes as a real ComfyUI describes
-them. Called by `dev.py workflows`; with --thumbnails it draws workflows/*.jpg instead, which takes a Chromium."""
+them. Called by `dev.py workflows`; with --thumbnails it draws workflows/*.jpg and docs/workflows/*.png instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from devkit import base, browser, thumbnails
+from devkit import base, thumbnails
 from devkit.paths import Stop
 from devkit.recipes import DEMO_RECIPES, RECIPES, write
 from devkit.recipes.blueprints import BLUEPRINTS
@@ -24,20 +24,21 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--thumbnails", nargs="*", metavar="NAME", help="draw the pictures (of all, or of these)")
     args = parser.parse_args()
-    if args.thumbnails is not None and browser.chromium() is None:
-        raise Stop(f"drawing thumbnails takes a browser; install one of {', '.join(browser.NAMES)}.")
     with tempfile.TemporaryDirectory() as folder, Server(args.comfyui, base.make(Path(folder))) as server:
         if args.thumbnails is None:
             write_all(server.get("/object_info"))
         else:
-            names = args.thumbnails or [recipe.__name__ for recipe in RECIPES]
+            names = args.thumbnails or list(RECIPES)
             thumbnails.draw(server, [ROOT / "workflows" / f"{name}.json" for name in names])
 
 
 def write_all(known: dict) -> None:
-    for recipe in (*RECIPES, *DEMO_RECIPES):
-        folder = ROOT / "workflows" if recipe in RECIPES else ROOT / "demo" / "workflows"
-        _write(folder / f"{recipe.__name__}.json", write(recipe, known).saved())
+    for folder, names in ((ROOT / "workflows", RECIPES), (ROOT / "demo" / "workflows", DEMO_RECIPES)):
+        for name in names:
+            saved = write(name, known).saved()
+            _write(folder / f"{name}.json", saved)
+            if names is RECIPES:
+                thumbnails.renew(name, saved)
     for make in BLUEPRINTS:
         blueprint = make(known)
         _write(ROOT / "subgraphs" / f"{blueprint.name}.json", blueprint.saved())

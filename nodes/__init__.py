@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..demo.gimbal_demo import nodes as try_it
 from . import (
     aqclip,
     confidence,
@@ -28,6 +29,7 @@ MODULES = (
     qdrift_files,
     qdrift,
     simulate_quantization,
+    try_it,
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ COLON = ": |\uff1a"
 END = {"en": r"\.(?=\s|$)", "zh": "。", "ja": "。"}
 # Nodes that only move files: a picture would say nothing.
 WITHOUT_PICTURE = {"GimbalQDriftRecord", "GimbalQDriftLoad", "GimbalQDriftMerge"}
+WITHOUT_PICTURE |= {"GimbalDemoLetters", "GimbalDemoDecode", "GimbalDemoSheet"}
 LARGEST = 40_000  # bytes of a picture
 
 each = pytest.mark.parametrize(("node", "language"), [(node, language) for node in NODES for language in PARTS])
@@ -112,3 +114,16 @@ def test_figures_name_rows_that_are_there():
         for row in re.findall(r'"([^"]+)"', part)
     ]
     assert quoted and not [row for row in quoted if row not in measured]
+
+
+@each
+def test_page_links_what_was_measured(node, language):
+    """By its address, for docs/ is not in the archive: a heading of a page of the repository."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    start = f"{project['urls']['Repository']}/blob/main/"
+    targets = re.findall(rf"\]\({re.escape(start)}([^)#]+)#?([^)]*)\)", page(node, language))
+    assert targets, "no link to the results"
+    for file, anchor in targets:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, anchor

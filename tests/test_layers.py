@@ -8,17 +8,19 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TRY_IT = "demo/gimbal_demo"  # the one part of demo/ that users install
 # Each layer, and those it may import beside itself.
 LAYERS = {
     "core": set(),
     "calibration": {"core"},
     "host": {"core", "calibration"},
-    "nodes": {"core", "calibration", "host"},
+    "nodes": {"core", "calibration", "host", TRY_IT},
+    TRY_IT: set(),
     "devkit": set(),
-    "demo": {"devkit"},
-    "benchmarks": {"core", "calibration", "host", "devkit", "demo"},
+    "demo": {"devkit", TRY_IT},
+    "benchmarks": {"core", "calibration", "host", "devkit", "demo", TRY_IT},
 }
-PACK = ("core", "calibration", "host", "nodes")  # what users install; they name each other relatively
+PACK = ("core", "calibration", "host", "nodes", TRY_IT)  # what users install; they name each other relatively
 COMFYUI = {
     "comfy",
     "comfy_api",
@@ -36,6 +38,7 @@ THIRD_PARTY = {
     "calibration": {"torch", "numpy", "safetensors"},
     "host": {"torch", "numpy", "PIL", *COMFYUI - {"comfy_api"}},
     "nodes": {"torch", "comfy_api"},
+    TRY_IT: {"torch", "numpy", "PIL", "comfy", "comfy_api", "folder_paths"},
 }
 OPTIONAL = {("calibration/plots.py", "matplotlib")}  # imported where it is used
 # Of ComfyUI, what a node's declaration needs beside comfy_api.
@@ -108,6 +111,8 @@ def _resolved(root, name):
 
 def layer_of(target):
     """Of a file, or of a package that scripts name absolutely."""
+    if target.startswith(f"{TRY_IT}/"):
+        return TRY_IT
     return target.split("/" if "/" in target else ".")[0]
 
 
@@ -215,6 +220,8 @@ def test_the_package_itself_imports_nothing_at_load():
         (foreign, "calibration/plots.py", "import matplotlib"),
         (foreign, "host/c.py", "from comfy_api.latest import io"),
         (foreign, "nodes/d.py", "import comfy.samplers"),
+        (upward, "nodes/d.py", "from ..demo.train import main"),
+        (upward, "demo/gimbal_demo/i.py", "from ...core.a import f"),
         (between_nodes, "nodes/d.py", "from . import g"),
         (between_nodes, "nodes/d.py", "from .g import Node"),
         (circle, "core/a.py", "def f():\n    from .h import g"),
@@ -222,12 +229,21 @@ def test_the_package_itself_imports_nothing_at_load():
     ],
 )
 def test_a_breach_is_found(rule, path, code, tmp_path):
-    for name in ("core/a", "core/h", "calibration/b", "calibration/statistics", "host/c", "nodes/d", "nodes/g"):
+    for name in (
+        "core/a",
+        "core/h",
+        "calibration/b",
+        "calibration/statistics",
+        "host/c",
+        "nodes/d",
+        "nodes/g",
+        "demo/train",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").touch()
     (tmp_path / "core" / "h.py").write_text("from .a import f")
     (tmp_path / "calibration" / "report.py").write_text("from .statistics import S")
     assert not list(rule(tmp_path))
-    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text(code)
     assert len(list(rule(tmp_path))) >= 1

@@ -27,7 +27,7 @@ def texts(entry, path=""):
 
 
 def categories():
-    for path in (ROOT / "nodes").glob("*.py"):
+    for path in [*(ROOT / "nodes").glob("*.py"), ROOT / "demo" / "gimbal_demo" / "nodes.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "category":
                 yield from node.value.value.split("/")

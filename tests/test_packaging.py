@@ -32,9 +32,12 @@ def test_archive_holds_what_users_need_and_no_more(published):
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"} <= names
     assert {"nodes/samg.py", "host/sampling/hooks.py", "core/micrograin.py", "web/docs/GimbalMicrograin.md"} <= names
     tops = {path.parts[0] for path in published}
-    assert not tops & {"tests", "demo", "devkit", "dev.py", "setup.py", "benchmarks", ".ci", ".github", ".dev", ".git"}
+    assert not tops & {"tests", "devkit", "dev.py", "setup.py", "benchmarks", ".ci", ".github", ".dev", ".git"}
     assert not tops & {"MANIFEST.in", "CITATION.cff", "CONTRIBUTING.md", ".pre-commit-config.yaml"}
-    assert sum((ROOT / path).stat().st_size for path in published) < 5 * 2**20
+    tried = {"conditioning", "latent", "model", "nodes", "sheet", "__init__"}
+    wanted = {f"demo/gimbal_demo/{name}.py" for name in tried} | {"demo/models/gimbal_letters_fp16.safetensors"}
+    assert {name for name in names if name.startswith("demo/")} == wanted
+    assert sum((ROOT / path).stat().st_size for path in published) < 15 * 10**6
 
 
 def test_archive_is_what_git_would_publish(published):
@@ -310,7 +313,7 @@ def test_every_bundled_json_is_a_workflow():
 
 def test_every_node_has_its_help_page():
     ids = set()
-    for path in (ROOT / "nodes").glob("*.py"):
+    for path in [*(ROOT / "nodes").glob("*.py"), ROOT / "demo" / "gimbal_demo" / "nodes.py"]:
         ids |= set(re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8")))
     assert ids
     assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == ids

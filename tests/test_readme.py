@@ -1,4 +1,4 @@
-"""What README shows as code runs as it stands there; its links lead somewhere."""
+"""README stays short and its links lead somewhere; what the library's page shows as code runs as it stands there."""
 
 import ast
 import re
@@ -11,10 +11,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIBRARY, TROUBLESHOOTING = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("LIBRARY", "TROUBLESHOOTING")
+)
+MOST_WORDS = 900
 
 
 def blocks():
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", LIBRARY, re.DOTALL)
 
 
 def run(code, folder):
@@ -106,11 +110,56 @@ def test_other_examples_run(tmp_path):
         run(code, tmp_path)
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README)
-    local = [target for target in targets if "://" not in target]
-    assert len(local) > 5
-    assert not [target for target in local if not (ROOT / target).exists()]
+def without_targets(text):
+    """As it is read: of a link or a picture its words."""
+    return re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+
+
+def test_it_is_short():
+    words = [word for word in re.findall(r"[^\s|]+", without_targets(README)) if re.search(r"\w", word)]
+    assert len(words) <= MOST_WORDS
+
+
+def test_it_begins_with_the_benefit_and_a_picture():
+    """One sentence and one labelled picture; and that no GPU has run it is said before anything is asked of the reader."""
+    title, benefit, picture, *_ = README.split("\n\n")
+    assert title == "# Gimbal" and re.fullmatch(r"[A-Z][^.]+\.", benefit) and picture.startswith("![")
+    assert "**Not yet run on a GPU" in README[: README.index("## ")]
+
+
+def anchors(text):
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/LIBRARY.md", "docs/TROUBLESHOOTING.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = path.parent / file if file else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text(encoding="utf-8")), target
+
+
+def test_methods_are_measured_with_a_link():
+    """One sentence a method, each with a link to its rows."""
+    (part,) = re.findall(r"## What was measured\n(.*?)\n## ", README, re.DOTALL)
+    lines = re.findall(r"^- .*(?:\n  .*)*", part, re.MULTILINE)
+    assert len(lines) == 5 and all("](docs/RESULTS.md#" in line for line in lines)
+
+
+def test_every_template_is_listed():
+    """By the words that its name begins with, in italics or bold, and by its model."""
+    listed = [" ".join(words.split()) for words in re.findall(r"\*+([^*]+)\*+", README)]
+    names = [path.stem for path in (ROOT / "workflows").glob("*.json")]
+    assert len(names) > 10
+    for name in names:
+        assert any(name.startswith(words) for words in listed), name
+        assert name.startswith("Try it") or name.rpartition(" - ")[2].split()[0] in README, name
 
 
 def messages():
@@ -126,8 +175,7 @@ def messages():
 
 
 def test_troubleshooting_quotes_what_is_really_said():
-    (table,) = re.findall(r"## Troubleshooting\n(.*?)\n## ", README, re.DOTALL)
-    quoted = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    quoted = re.findall(r"^\| `(.*?)` \|", TROUBLESHOOTING, re.MULTILINE)
     assert len(quoted) >= 10
     said = messages()
     for quote in quoted:

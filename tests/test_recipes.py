@@ -13,6 +13,8 @@ from devkit.graph import CONTROL
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = sorted((ROOT / "demo" / "workflows").glob("*.json"))
+GRAPHS = ROOT / "docs" / "workflows"
+BEFORE = "The picture to change"  # of the inpainting: made first, with guidance of its own
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 INFO = {
     "Loader": {
@@ -98,6 +100,10 @@ def test_room_is_kept_for_both_ways_of_drawing(flow):
     loader = flow.node("Loader", file="b.safetensors")
     sampler = flow.node("Sampler", model=loader[0])
     assert (sampler.height, sampler.room) == (16 + 40 + 3 * 24, max(16 + 40 + 3 * 24, 14 + 40 + 2 * 28 + 24))
+    spoken = {**INFO["Sampler"], "output": ["MODEL"], "output_name": ["MODEL"]}
+    spoken["input"] = {"required": {"model": ["MODEL"], "knee": ["FLOAT", {"default": 0.8, "advanced": True}]}}
+    patch = Workflow({**INFO, "Patch": spoken}, "test")
+    assert patch.node("Patch", model=patch.node("Loader")[0]).room == 14 + 20 + 28 + 2 * 24 + 70
     assert (loader.height, loader.room) == (16 + 40 + 24, 14 + 40 + 28 + 24)
     note = flow.note("What", "text", height=90, room=200)
     flow.grid([[loader, note, sampler]])
@@ -172,23 +178,45 @@ def test_every_workflow_has_its_picture_and_an_id_of_its_own(path):
     assert ids.count(json.loads(path.read_text(encoding="utf-8"))["id"]) == 1
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_its_picture_to_drag_holds_the_workflow(path):
+    """Where ComfyUI's frontend looks for one in a PNG."""
+    with Image.open(GRAPHS / f"{path.stem}.png") as image:
+        assert json.loads(image.text["workflow"]) == json.loads(path.read_text(encoding="utf-8"))
+        assert image.size == (400, 400)
+
+
+def given(flow, node, name):
+    """An input's value, or the node and output that it is linked to."""
+    links = {link[0]: tuple(link[1:3]) for link in flow["links"]}
+    for slot in node["inputs"]:
+        if slot["name"] == name and slot["link"] is not None:
+            return links[slot["link"]]
+    return node["widgets_values"][{"seed": 0, "cfg": 3}[name]]
+
+
 @pytest.mark.parametrize("path", [*WORKFLOWS, *DEMO], ids=lambda path: path.stem)
 def test_samplers_that_are_compared_keep_one_seed(path):
     """A control that changes the seed after a run would change each sampler's by itself."""
     flow = json.loads(path.read_text(encoding="utf-8"))
-    links = {link[0]: tuple(link[1:3]) for link in flow["links"]}
     samplers = [node for node in flow["nodes"] if node["type"].startswith("KSampler")]
-    assert samplers or "calibrate" in path.stem
-    seeds = {
-        next(
-            (links[i["link"]] for i in node["inputs"] if i["name"] == "seed" and i["link"]), node["widgets_values"][0]
-        )
-        for node in samplers
-    }
-    assert len(seeds) <= 1
+    assert samplers or "repair" in path.stem
+    assert len({given(flow, node, "seed") for node in samplers}) <= 1
     controls = [value for node in flow["nodes"] for value in node.get("widgets_values", []) if value in CONTROL]
     assert len(controls) >= len(samplers) and set(controls) <= {"fixed"}
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_one_node_sets_the_seed_and_one_the_cfg_of_what_is_compared(path):
+    """What compared samplers do not share, a reader would take for the stabiliser's work. Flux runs at cfg 1 throughout."""
+    flow = json.loads(path.read_text(encoding="utf-8"))
+    kinds = {node["id"]: node["type"] for node in flow["nodes"]}
+    samplers = [node for node in flow["nodes"] if node["type"] == "KSampler" and node["title"] != BEFORE]
+    seeds, cfgs = ({given(flow, node, name) for node in samplers} for name in ("seed", "cfg"))
+    assert [kinds[node] for node, _ in seeds] == ["PrimitiveInt"] * bool(samplers)
+    assert cfgs <= {1.0} or [kinds[node] for node, _ in cfgs] == ["PrimitiveFloat"]
+
+
 def test_no_picture_is_left_without_its_workflow():
     assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == {path.stem for path in WORKFLOWS}
+    assert {path.stem for path in GRAPHS.glob("*.png")} == {path.stem for path in WORKFLOWS}

@@ -25,6 +25,8 @@ def package(tmp_path):
     (tmp_path / "gimbal").mkdir()
     for name in ("__init__.py", "py.typed", "core", "calibration", "host", "nodes"):
         (tmp_path / "gimbal" / name).symlink_to(ROOT / name)
+    (tmp_path / "gimbal" / "demo").mkdir()
+    (tmp_path / "gimbal" / "demo" / "gimbal_demo").symlink_to(ROOT / "demo" / "gimbal_demo")
     return tmp_path
 
 

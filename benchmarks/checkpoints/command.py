@@ -1,6 +1,6 @@
 """Paired pictures of your own checkpoints on your own ComfyUI, and what a stabiliser or a correction changes in them.
 
-    python dev.py checkpoints --workflow workflows/qdrift_side_by_side.json --prompts prompts.txt --seeds 0,1,2,3
+    python dev.py checkpoints --workflow "workflows/Reuse a calibration - Flux GGUF.json" --prompts prompts.txt --seeds 0,1,2,3
 
 A workflow is a file as ComfyUI saves it or exports it for the API. Each Save Image in it is a variant, named by the
 end of its filename_prefix. Prompt and seed are put in for every pair; an interrupted command goes on where it stopped.

@@ -15,6 +15,7 @@ from devkit.paths import Stop
 PLACEHOLDER = "%prompt%"
 TEXTS = ("text", "prompt", "clip_l", "clip_g", "t5xxl", "text_l", "text_g")  # what text encoders call their prompt
 SEEDS = ("seed", "noise_seed")
+SEED_NODE = "PrimitiveInt"  # one that feeds several samplers
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class WorkflowFile:
             filled[node]["inputs"][name] = text.replace(PLACEHOLDER, prompt) if PLACEHOLDER in text else prompt
         for inputs in (entry["inputs"] for entry in filled.values()):
             for name in SEEDS:
-                if isinstance(inputs.get(name), int):
+                if _is_link(inputs.get(name), filled):
+                    source = filled[str(inputs[name][0])]
+                    if source["class_type"] == SEED_NODE:
+                        source["inputs"]["value"] = seed
+                elif isinstance(inputs.get(name), int):
                     inputs[name] = seed
         return filled
 

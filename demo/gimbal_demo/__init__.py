@@ -1,8 +1,4 @@
-"""ComfyUI nodes for the demo model: its classes, its pictures, and a labelled contact sheet. Not part of what users install."""
+"""The letters model's classes, pictures and nodes: what the templates that need no download are made of.
 
-
-async def comfy_entrypoint():
-    """Lazy, so that demo/train.py can import this package without ComfyUI."""
-    from .nodes import GimbalDemoExtension
-
-    return GimbalDemoExtension()
+The one part of demo/ that users install. The demo's scripts import it too, without ComfyUI.
+"""

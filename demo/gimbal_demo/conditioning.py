@@ -15,7 +15,7 @@ def labels(text: str) -> Tensor:
     unknown = sorted(set(text.upper()) - set(CLASSES))
     if unknown or not text:
         raise ValueError(
-            f"Demo: Letters: text {text!r} must be letters out of {CLASSES}; "
+            f"Try it: Letters: text {text!r} must be letters out of {CLASSES}; "
             + (f"leave out {' '.join(unknown)}." if unknown else "type at least one.")
         )
     return torch.tensor([CLASSES.index(letter) for letter in text.upper()])

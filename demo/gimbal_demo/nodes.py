@@ -1,13 +1,13 @@
-"""The demo's nodes."""
+"""Nodes for the letters model that ships with the pack."""
 
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import io
 
 from . import conditioning, latent, sheet
 
-SIDE = 16  # latent height and width of the demo's 64x64 pictures
+SIDE = 16  # latent height and width of its 64x64 pictures
 
 
 class GimbalDemoLetters(io.ComfyNode):
@@ -15,9 +15,10 @@ class GimbalDemoLetters(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GimbalDemoLetters",
-            display_name="Demo: Letters",
-            category="gimbal/demo",
-            description="Conditioning and empty latents for the demo model: one picture per letter.",
+            display_name="Try it: Letters",
+            category="gimbal/try it",
+            description="Prompt and empty latents for the small letters model that comes with Gimbal: one picture for each letter. "
+            "Load gimbal_letters_fp16 with Load Diffusion Model; nothing needs to be downloaded.",
             inputs=[
                 io.String.Input("text", default="GIMBAL", tooltip=f"Letters out of {conditioning.CLASSES}."),
                 io.Int.Input("rows", default=1, min=1, max=64, tooltip="How often the text is repeated in the batch."),
@@ -43,9 +44,9 @@ class GimbalDemoDecode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GimbalDemoDecode",
-            display_name="Demo: Decode",
-            category="gimbal/demo",
-            description="Latents of the demo model to pictures.",
+            display_name="Try it: Decode",
+            category="gimbal/try it",
+            description="Latents of Gimbal's letters model to pictures, in place of VAE Decode.",
             inputs=[io.Latent.Input("latent")],
             outputs=[io.Image.Output(display_name="image")],
         )
@@ -68,17 +69,17 @@ class GimbalDemoSheet(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GimbalDemoSheet",
-            display_name="Demo: Contact Sheet",
-            category="gimbal/demo",
-            description="Batches of pictures above one another, a labelled band for each.",
+            display_name="Try it: Contact Sheet",
+            category="gimbal/try it",
+            description="Batches of pictures above one another, a labelled band for each, as one picture.",
             inputs=[
-                io.Image.Input("first"),
-                io.Image.Input("second", optional=True),
-                io.Image.Input("third", optional=True),
-                io.Image.Input("fourth", optional=True),
-                io.String.Input("title", default=""),
-                io.String.Input("labels", default="plain\nstabilised", multiline=True, tooltip="One line per band."),
-                io.Int.Input("columns", default=6, min=1, max=64),
+                io.Image.Input("first", tooltip="The top band."),
+                io.Image.Input("second", optional=True, tooltip="The next band, of pictures as large as the first's."),
+                io.Image.Input("third", optional=True, tooltip="As second."),
+                io.Image.Input("fourth", optional=True, tooltip="As second."),
+                io.String.Input("title", default="", tooltip="Above all bands."),
+                io.String.Input("labels", default="plain", multiline=True, tooltip="One line for each band."),
+                io.Int.Input("columns", default=6, min=1, max=64, tooltip="Pictures in a row."),
             ],
             outputs=[io.Image.Output(display_name="sheet")],
         )
@@ -89,11 +90,9 @@ class GimbalDemoSheet(io.ComfyNode):
         names = labels.splitlines()
         if len(names) != len(bands):
             raise ValueError(
-                f"Demo: Contact Sheet: labels has {len(names)} lines for {len(bands)} inputs; give one line for each."
+                f"Try it: Contact Sheet: labels has {len(names)} lines for {len(bands)} inputs; give one line for each."
             )
         return io.NodeOutput(sheet.contact_sheet(bands, names, title, columns))
 
 
-class GimbalDemoExtension(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [GimbalDemoLetters, GimbalDemoDecode, GimbalDemoSheet]
+NODES = [GimbalDemoLetters, GimbalDemoDecode, GimbalDemoSheet]

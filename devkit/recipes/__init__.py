@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..author import Workflow
-from . import demo, flux, gguf, qdrift, qwen_image, sd15, sd35, sdxl, simulated, wan
+from . import demo, flux, gguf, qdrift, qwen_image, sd15, sd35, sdxl, simulated, try_it, wan
 from .files import FILES
 from .foreign import FOREIGN
 
 Recipe = Callable[[Workflow], None]
 
-RECIPES: tuple[Recipe, ...] = (
-    sd15.sd15_side_by_side,
-    sd15.qsilk_multipass,
-    sd15.inpainting,
-    sdxl.sdxl_side_by_side,
-    sdxl.stacked,
-    sd35.sd35_side_by_side,
-    flux.flux_side_by_side,
-    qwen_image.qwen_image_side_by_side,
-    wan.wan_side_by_side,
-    qdrift.qdrift_calibrate,
-    qdrift.qdrift_side_by_side,
-    gguf.qdrift_gguf_calibrate,
-    gguf.qdrift_gguf_side_by_side,
-    simulated.qdrift_simulated,
-)
-DEMO_RECIPES: tuple[Recipe, ...] = (demo.micrograin, demo.multipass)
+# By file name, which is all that the template browser has for a title and a description: what it does, then the model.
+RECIPES: Mapping[str, Recipe] = {
+    "Try it - Bring colours back": try_it.four_bits,
+    "Try it - Calm burnt guidance": try_it.burnt,
+    "Fix burnt colours - SD1.5": sd15.burnt,
+    "Fix burnt colours - SDXL": sdxl.burnt,
+    "Fix burnt colours - SD3.5": sd35.burnt,
+    "Fix burnt colours - Flux": flux.burnt,
+    "Fix burnt colours, all nodes - SDXL": sdxl.every_node,
+    "Fix burnt inpainting - SD1.5": sd15.inpainting,
+    "Fix a burnt second pass - SD1.5": sd15.second_pass,
+    "Fix burnt video - Wan 2.1": wan.burnt,
+    "Guide calm places - SDXL": sdxl.calm_places,
+    "Guide calm places - Qwen-Image": qwen_image.calm_places,
+    "Bring colours back - 4-bit SD1.5": simulated.four_bits,
+    "Bring colours back - Flux GGUF": gguf.bring_back,
+    "Reuse a calibration - Flux GGUF": gguf.use_again,
+    "Does my fp8 model need repair - Flux": qdrift.judge_fp8,
+}
+DEMO_RECIPES: Mapping[str, Recipe] = {"micrograin": demo.micrograin, "multipass": demo.multipass}
 
 
-def write(recipe: Recipe, object_info: dict) -> Workflow:
-    """The workflow of a recipe, given the server's /object_info."""
-    flow = Workflow({**object_info, **FOREIGN}, recipe.__name__, FILES)
-    recipe(flow)
+def write(name: str, object_info: dict) -> Workflow:
+    """The workflow of that name, given the server's /object_info."""
+    flow = Workflow({**object_info, **FOREIGN}, name, FILES)
+    {**RECIPES, **DEMO_RECIPES}[name](flow)
     return flow

@@ -79,7 +79,7 @@ def multipass(flow: Workflow) -> None:
         "Two passes",
         "Two passes on the demo model; the first is shared.",
         "The lower branch stabilises its latent before and after the upscale.",
-        "For your own model: the template qsilk_multipass.",
+        "For your own model: the template *Fix a burnt second pass*.",
     )
     x = flow.grid([[model, letters, note]])
     x = flow.grid([[first]], at=(x, 0))

@@ -8,8 +8,10 @@ from ..author import Node, Row, Workflow
 
 PROMPT = "photo of an old lighthouse on a cliff at dusk, waves breaking, detailed stone, warm lamp"
 NEGATIVE = "blurry, oversaturated, low quality"
-SEED = 7
-PICTURE, STRIP, NOTE = (420, 460), (780, 420), 340
+SEED, BURNT = 7, 12.0  # BURNT: a cfg at which the clamps have visible work
+# Of Micrograin, for a difference at the first glance: at its default it takes off 0.1 %.
+STRONGER = {"form": "smooth", "q_low": 0.01, "q_high": 0.99}
+PICTURE, STRIP, NOTE, RESULT = (340, 320), (780, 420), 340, (900, 560)
 
 
 def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negative: str = NEGATIVE) -> list[Node]:
@@ -17,6 +19,14 @@ def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negati
         flow.node("CLIPTextEncode", caption="Positive prompt", text=prompt, clip=clip),
         flow.node("CLIPTextEncode", caption="Negative prompt", text=negative, clip=clip),
     ]
+
+
+def dials(flow: Workflow, cfg: float) -> tuple[Node, Node]:
+    """Seed and cfg for all samplers that are compared, so that they never differ."""
+    return (
+        flow.node("PrimitiveInt", caption="Seed of both", value=SEED),
+        flow.node("PrimitiveFloat", caption="cfg of both", value=cfg),
+    )
 
 
 def picture(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str) -> tuple[Node, Node]:
@@ -32,6 +42,18 @@ def film(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str) -> tup
     decoded = flow.node("VAEDecode", samples=sampler[0], vae=vae)
     options = {"filename_prefix": f"gimbal/{name}", "fps": 16.0, "size": (PICTURE[0], 520)}
     return decoded, flow.node("SaveAnimatedWEBP", caption=name.capitalize(), images=decoded[0], **options)
+
+
+def beside(flow: Workflow, *decoded: Node, words: str) -> tuple[str, Row]:
+    """The branches' pictures next to each other in one, as the group and the columns that `compare` takes."""
+    first, *others = decoded
+    stitched = []
+    for other in others:
+        left = (stitched or [first])[-1]
+        options = {"direction": "right", "spacing_width": 8}
+        stitched.append(flow.node("ImageStitch", image1=left[0], image2=other[0], **options))
+    shown = flow.node("PreviewImage", caption=words, images=stitched[-1][0], size=RESULT)
+    return "Compare", [stitched, [shown]]
 
 
 def look(flow: Workflow, heading: str, first: str, *points: str, width: int = NOTE) -> Node:
@@ -58,23 +80,70 @@ def compare(
     note: Node,
     plain: tuple[str, Row],
     stabilised: tuple[str, Row],
+    result: tuple[str, Row],
     before: tuple[str, Row] | None = None,
     below: Row = (),
 ) -> None:
-    """Loaders on the left; right of them the plain branch above the stabilised one, picture above picture.
+    """Loaders on the left; right of them what became of both branches, where it is seen at once, the plain one below, and the
+    stabilised one below that.
 
-    plain, stabilised: a title and the columns; so is `before`, which both share. The note takes the plain branch's first
-    column; `below` belongs to the stabilised branch.
+    plain, stabilised: a title and the columns; so is `before`, which both share. The plain branch leaves its first column
+    empty; `below` belongs to the stabilised branch. result: of `beside`; the note stands with it.
     """
     x = flow.grid(load)
     if before:
         x = flow.grid(before[1], at=(x, 0))
         flow.group(before[0], _all(before[1]))
     (plain_title, above), (title, row) = plain, stabilised
-    flow.grid([[note], *above], row, *([below] if below else []), at=(x, 0))
+    stitched, shown = result[1]
+    flow.grid([[note, *stitched], shown], [[], *above], row, *([below] if below else []), at=(x, 0))
+    flow.group(result[0], [note, *stitched, *shown], "gimbal")
     flow.group("Load", _all(load), "load")
     flow.group(plain_title, _all(above))
     flow.group(title, _all(row) + _all(below), "gimbal")
+
+
+def clamped(
+    flow: Workflow,
+    model: Node,
+    load: list[Node],
+    common: dict,
+    vae: tuple[Node, int],
+    points: Sequence[str],
+    draw=None,
+) -> None:
+    """Plain against AQClip and Micrograin at one seed and cfg. common: both samplers' inputs but the model. draw: `picture`
+    or `film`."""
+    draw = draw or picture
+    plain = flow.node("KSampler", caption="Plain", model=model[0], **common)
+    plain_image, plain_save = draw(flow, plain, vae, "plain")
+    aqclip = flow.node("GimbalAQClip", model=model[0])
+    grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
+    sampler = flow.node("KSampler", caption="AQClip and Micrograin", model=grain[0], **common)
+    image, save = draw(flow, sampler, vae, "stabilised")
+    note = look(
+        flow,
+        "Plain against stabilised",
+        "Same seed, and more guidance than the model takes. **AQClip** keeps each tile of the latent in a corridor, "
+        "**Micrograin** takes off the last 1 %.",
+        *points,
+    )
+    compare(
+        flow,
+        _columns([*load, model_files(flow)]),
+        note,
+        ("Plain", [[plain, plain_image], [plain_save]]),
+        ("Stabilised: QSilk", [[aqclip, grain], [sampler, image], [save]]),
+        beside(flow, plain_image, image, words="Left: plain. Right: AQClip and Micrograin"),
+    )
+
+
+def _columns(load: list[Node], most: int = 7) -> Row:
+    """Loaders in one column, or in two where they are many."""
+    if len(load) <= most:
+        return [load]
+    half = -(-len(load) // 2)
+    return [load[:half], load[half:]]
 
 
 def _all(columns: Row) -> list[Node]:

@@ -4,45 +4,43 @@ from __future__ import annotations
 
 from ..author import Workflow
 from .files import SD15
-from .parts import SEED, compare, look, model_files, picture, prompts
+from .parts import BURNT, STRONGER, beside, clamped, compare, dials, look, model_files, picture, prompts
 
 
-def sd15_side_by_side(flow: Workflow) -> None:
+def burnt(flow: Workflow) -> None:
     checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
     positive, negative = prompts(flow, checkpoint[1])
     latent = flow.node("EmptyLatentImage", width=512, height=512)
-    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, "steps": 25}
-    common |= {"cfg": 8.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
-    plain = flow.node("KSampler", caption="Plain: cfg 8", model=checkpoint[0], **common)
-    plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
-    grain = flow.node("GimbalMicrograin", model=aqclip[0])
-    sampler = flow.node("KSampler", caption="AQClip and Micrograin: cfg 8", model=grain[0], **common)
-    image, save = picture(flow, sampler, checkpoint[2], "stabilised")
-    note = look(
+    seed, cfg = dials(flow, BURNT)
+    common = {
+        "positive": positive[0],
+        "negative": negative[0],
+        "latent_image": latent[0],
+        "seed": seed[0],
+        "steps": 25,
+    }
+    common |= {"cfg": cfg[0], "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    clamped(
         flow,
-        "Plain above, stabilised below",
-        "Same seed, same settings. Below, **AQClip** keeps each tile of the latent in a corridor, and **Micrograin** "
-        "takes off the last 0.1 %.",
-        "Look at highlights and deep shadows: burnt spots should keep their colour, all else should stay the picture it was.",
-        "At cfg 8 expect little. Set cfg to 12 in **both** samplers: there the nodes have work.",
-        "Compare with plain cfg 6 too: part of what AQClip does is to lower contrast. Corridor strong does more of it.",
-        "Ctrl+B on a node takes it out; strength 0 is exactly the upper picture.",
-    )
-    compare(
-        flow,
-        [[checkpoint, positive, negative, latent, model_files(flow)]],
-        note,
-        ("Plain", [[plain, plain_image], [plain_save]]),
-        ("Stabilised: QSilk", [[aqclip, grain], [sampler, image], [save]]),
+        checkpoint,
+        [checkpoint, positive, negative, latent, seed, cfg],
+        common,
+        checkpoint[2],
+        [
+            "Look at highlights and deep shadows: burnt spots should keep their colour, all else should stay the picture it was.",
+            "Lower cfg to 8: less burns, and the two pictures come closer. At cfg 4 expect none of it.",
+            "Compare with plain cfg 8 too: part of what AQClip does is to lower contrast. Corridor strong does more of it.",
+            "Ctrl+B on a node takes it out; strength 0 is exactly the left picture.",
+        ],
     )
 
 
-def qsilk_multipass(flow: Workflow) -> None:
+def second_pass(flow: Workflow) -> None:
     checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
     positive, negative = prompts(flow, checkpoint[1])
     latent = flow.node("EmptyLatentImage", width=512, height=512)
-    conds = {"model": checkpoint[0], "positive": positive[0], "negative": negative[0], "seed": SEED, "cfg": 8.0}
+    seed, cfg = dials(flow, BURNT)
+    conds = {"model": checkpoint[0], "positive": positive[0], "negative": negative[0], "seed": seed[0], "cfg": cfg[0]}
     conds |= {"sampler_name": "euler", "scheduler": "normal"}
     first = flow.node("KSampler", caption="First pass", latent_image=latent[0], steps=20, **conds)
     twice, again = {"upscale_method": "bislerp", "scale_by": 1.5}, {"steps": 14, "denoise": 0.5, **conds}
@@ -59,7 +57,7 @@ def qsilk_multipass(flow: Workflow) -> None:
     note = look(
         flow,
         "One first pass, two second ones",
-        "Both second passes have the same seed. Upscaling carries the first pass's outliers into the second, "
+        "Both second passes have the same seed and cfg. Upscaling carries the first pass's outliers into the second, "
         "which builds on them; the lower branch takes them off twice.",
         "Look at over-sharp edges, white sparks and stains of colour in the larger picture.",
         "**AQClip on Latent** goes before the upscale, **Micrograin on Latent** after it, where interpolation overshot.",
@@ -68,10 +66,11 @@ def qsilk_multipass(flow: Workflow) -> None:
     )
     compare(
         flow,
-        [[checkpoint, positive, negative, latent, model_files(flow)]],
+        [[checkpoint, positive, negative, latent, seed, cfg, model_files(flow)]],
         note,
         ("Second pass as it is", [[larger], [plain, plain_image], [plain_save]]),
         ("Stabilised between the passes", [[before, larger_too], [after], [sampler, image], [save]]),
+        beside(flow, plain_image, image, words="Left: plain second pass. Right: stabilised"),
         before=("First pass", [[first]]),
     )
 
@@ -86,7 +85,8 @@ def inpainting(flow: Workflow) -> None:
         clip=checkpoint[1],
     )
     latent = flow.node("EmptyLatentImage", width=512, height=512)
-    common = {"model": checkpoint[0], "negative": negative[0], "seed": SEED, "steps": 25}
+    seed, cfg = dials(flow, BURNT)
+    common = {"model": checkpoint[0], "negative": negative[0], "seed": seed[0], "steps": 25}
     common |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
     first = flow.node(
         "KSampler", caption="The picture to change", positive=positive[0], latent_image=latent[0], cfg=7.5, **common
@@ -104,30 +104,29 @@ def inpainting(flow: Workflow) -> None:
         operation="add",
     )
     masked = flow.node("SetLatentNoiseMask", samples=first[0], mask=mask[0])
-    common |= {"positive": inside[0], "latent_image": masked[0], "cfg": 9.0, "denoise": 0.9}
-    plain = flow.node("KSampler", caption="Inpainted, plain: cfg 9", **common)
+    common |= {"positive": inside[0], "latent_image": masked[0], "cfg": cfg[0], "denoise": 0.9}
+    plain = flow.node("KSampler", caption="Inpainted, plain", **common)
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
     aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
-    grain = flow.node("GimbalMicrograin", model=aqclip[0])
-    sampler = flow.node("KSampler", caption="Inpainted, stabilised: cfg 9", **{**common, "model": grain[0]})
+    grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
+    sampler = flow.node("KSampler", caption="Inpainted, stabilised", **{**common, "model": grain[0]})
     image, save = picture(flow, sampler, checkpoint[2], "stabilised")
     note = look(
         flow,
         "A patch painted anew, twice",
         "The first picture is made here, so that this runs without a file; then a patch of it is painted anew, plain and "
-        "with **AQClip** and **Micrograin**, at the same seed.",
+        "with **AQClip** and **Micrograin**, at one seed and cfg.",
         "Look at the patch and its border. Outside the mask the sampler puts the old picture back: there nothing changes.",
         "For your own picture: Load Image (right-click: mask editor) and VAE Encode in place of the first sampler.",
-        "Try denoise 0.6 to 1 and cfg 6 to 12 in both samplers.",
+        "Try denoise 0.6 to 1 and cfg 6 to 12.",
         "AQClip's limits are the tile's own, so a bright border does not shift them elsewhere.",
     )
     compare(
         flow,
-        [
-            [checkpoint, positive, negative, inside, latent, model_files(flow)],
-        ],
+        [[checkpoint, positive, negative, inside, latent, seed, cfg, model_files(flow)]],
         note,
         ("Inpainted as it is", [[plain, plain_image], [plain_save]]),
         ("Stabilised: QSilk", [[aqclip, grain], [sampler, image], [save]]),
+        beside(flow, first_image, plain_image, image, words="Before; inpainted, plain; inpainted, stabilised"),
         before=("A picture, and a patch of it", [[first, first_image, first_save], [nothing, patch, mask, masked]]),
     )

@@ -1,53 +1,33 @@
-"""Q-Drift from calibration to pictures in one graph, without a quantized file: on any model that the user has."""
+"""From full precision to 4 bits and back in one graph, without a quantized file: on any model that the user has."""
 
 from __future__ import annotations
 
 from ..author import Workflow
 from .files import SD15
-from .parts import SEED, compare, look, model_files, picture, prompts
-from .qdrift import PROMPTS
+from .parts import dials, model_files, prompts
+from .qdrift import calibrated, three
 
 
-def qdrift_simulated(flow: Workflow) -> None:
+def four_bits(flow: Workflow) -> None:
     checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
     positive, negative = prompts(flow, checkpoint[1])
     latent = flow.node("EmptyLatentImage", width=512, height=512)
-    rounded = flow.node("GimbalSimulateQuantization", model=checkpoint[0], preset="W4A8")
-    as_used = {"cfg": 7.5, "sampler_name": "euler", "scheduler": "normal", "steps": 20}
-    stats = flow.node(
-        "GimbalQDriftCalibrate",
-        full_model=checkpoint[0],
-        quantized_model=rounded[0],
-        clip=checkpoint[1],
-        prompts=PROMPTS,
-        latent=latent[0],
-        filename="simulated_W4A8",
-        size=(420, 860),
-        **as_used,
-    )
-    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": SEED, **as_used}
-    full = flow.node("KSampler", caption="Full precision", model=checkpoint[0], **common)
-    full_image, full_save = picture(flow, full, checkpoint[2], "full precision")
-    plain = flow.node("KSampler", caption="Rounded, plain", model=rounded[0], **common)
-    plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    drift = flow.node("GimbalQDrift", model=rounded[0], stats=stats[0])
-    sampler = flow.node("KSampler", caption="Rounded, corrected", model=drift[0], **common)
-    image, save = picture(flow, sampler, checkpoint[2], "corrected")
-    note = look(
+    seed, cfg = dials(flow, 7.5)
+    rounded = flow.node("GimbalSimulateQuantization", model=checkpoint[0], preset="W4A4")
+    as_used = {"cfg": cfg[0], "sampler_name": "euler", "scheduler": "normal", "steps": 20}
+    stats = calibrated(flow, checkpoint, rounded, checkpoint[1], latent, "simulated_W4A4", as_used)
+    three(
         flow,
-        "Q-Drift without a quantized file",
-        "**Simulate Quantization** rounds the model while it runs; it saves nothing and is for trying. Then this calibrates, "
-        "shows its report, and draws one seed three times: rounded, corrected, and in full precision.",
-        "Does the lower picture lie nearer to full precision? Look at contrast, colour and grain.",
-        "*advised* takes what helped on the calibration's held-out runs, or nothing; try *drift*, *moments* and *both*.",
-        "Try preset W8A8, W4A4 and W3A4, and rank 32 (as SVDQuant): each calibrates anew.",
-        "Any model will do: exchange the loader. The second queue takes the calibration from the first.",
-    )
-    compare(
-        flow,
-        [[checkpoint, positive, negative, latent, model_files(flow)]],
-        note,
-        ("Rounded, and what it should be", [[plain, plain_image], [plain_save], [full, full_image], [full_save]]),
-        ("Rounded, with Q-Drift", [[drift], [sampler, image], [save]]),
-        before=("Round and calibrate", [[rounded], [stats]]),
+        [[checkpoint, positive, negative, latent, seed, cfg, model_files(flow)]],
+        (checkpoint, rounded, stats),
+        {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": seed[0], **as_used},
+        checkpoint[2],
+        [
+            "**Simulate Quantization** rounds the model to 4 bits while it runs; it saves nothing and is for trying. Then this "
+            "calibrates, shows its report, and draws one seed three times.",
+            "Does the right picture lie nearer to the left one than the middle one does? Look at colour and contrast.",
+            "*advised* takes what helped on the calibration's held-out runs, or nothing.",
+            "Try preset W8A8, W4A8 and W3A4, and rank 32 (as SVDQuant): each calibrates anew.",
+            "Any model will do: exchange the loader. The second run takes the calibration from the first.",
+        ],
     )

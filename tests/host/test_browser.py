@@ -11,6 +11,7 @@ DEMO = ROOT / "demo" / "workflows" / "micrograin.json"
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 ALL = [*WORKFLOWS, *sorted(DEMO.parent.glob("*.json"))]
 HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
+WAN = "Fix burnt video - Wan 2.1"
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 # Nodes that are unknown, or have errors other than a model file that is not on this machine.
 RED = """() => app.graph._nodes.filter(n => {
@@ -120,8 +121,8 @@ def test_a_card_opens_its_workflow_and_offers_the_missing_models(page, renderer,
     from devkit import browser
 
     open_templates(page)
-    page.get_by_test_id("template-workflow-wan_side_by_side").click()
-    wanted = saved(ROOT / "workflows" / "wan_side_by_side.json")
+    page.get_by_test_id(f"template-workflow-{WAN}").click()
+    wanted = saved(ROOT / "workflows" / f"{WAN}.json")
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(wanted["nodes"]))
     offered = browser.missing_models(page)
     models = [model for node in wanted["nodes"] for model in node["properties"].get("models", [])]
@@ -335,6 +336,21 @@ def test_an_empty_list_says_what_to_do(page):
         )
         # Other tests of this server may have calibrated by now.
         assert shown.startswith(first) or shown.endswith(".safetensors")
+
+
+def test_from_the_template_browser_to_a_difference_in_four_clicks(page, renderer, artefacts):
+    """Templates, the pack, a card, Run: nothing to download, to connect or to set."""
+    from devkit import browser
+
+    open_templates(page)
+    page.get_by_test_id("template-workflow-Try it - Calm burnt guidance").click()
+    page.wait_for_function("() => app.graph._nodes.some(n => n.type === 'GimbalDemoSheet')")
+    browser.boxes(page)
+    assert page.evaluate(RED) == []
+    browser.press_run(page)
+    page.wait_for_function(f"() => ({IMAGES})('SaveImage')[0] > 0")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=artefacts / f"first_minute_{renderer}.png")
 
 
 def previewed():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_workflows_are_served(installed):
     names = installed.get("/workflow_templates")["gimbal"]
     assert sorted(names) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
     for name in names:
-        served = fetch(installed, f"/api/workflow_templates/gimbal/{name}.json")
+        served = fetch(installed, urllib.parse.quote(f"/api/workflow_templates/gimbal/{name}.json"))
         assert served == (ROOT / "workflows" / f"{name}.json").read_bytes()
 
 

@@ -92,6 +92,9 @@ def with_seed(workflow, seed):
 
 def test_nodes_are_registered_and_explain_themselves(ours):
     assert set(ours) == {
+        "GimbalDemoLetters",
+        "GimbalDemoDecode",
+        "GimbalDemoSheet",
         "GimbalMicrograin",
         "GimbalMicrograinLatent",
         "GimbalAQClip",

@@ -22,6 +22,7 @@ LOADERS = {
     "VAELoader": ("StandInVae", "vae_name"),
 }
 STABILISERS = ("GimbalSAMG", "GimbalAQClip", "GimbalMicrograin")
+SHIPPED = "gimbal_letters_fp16.safetensors"  # small as it is
 SMALLER = 4  # times, each side of a picture: the layers are as wide as the real ones' narrowest
 
 
@@ -29,7 +30,7 @@ def with_stand_ins(workflow):
     swapped = {}
     for name, node in workflow.items():
         kind, inputs = node["class_type"], dict(node["inputs"])
-        if kind in LOADERS:
+        if kind in LOADERS and inputs.get("unet_name") != SHIPPED:
             kind, file = LOADERS[kind]
             (family,) = {family for start, family in FAMILIES.items() if inputs[file].startswith(start)}
             dtype = inputs.get("weight_dtype", "default")
@@ -59,7 +60,7 @@ def test_it_runs_to_pictures(server, artefacts, path):
             pictures[f"{path.stem}_{node}_{title}_{i}"] = image
             image.save(artefacts / f"{path.stem}_{node}_{title}_{i}.png")
     showing = ("SaveImage", "SaveAnimatedWEBP", "PreviewImage", "GimbalQDriftCalibrate", "GimbalQDriftReport")
-    assert len(pictures) >= len([node for node in workflow.values() if node["class_type"] in showing]) >= 2
+    assert len(pictures) >= len([node for node in workflow.values() if node["class_type"] in showing]) >= 1
     for name, image in pictures.items():
         assert np.asarray(image.convert("RGB")).std() > 1, f"{name} is blank"
     said = server.log_lines()[before:]
@@ -76,7 +77,7 @@ def test_inpainting_changes_nothing_outside_the_mask(server):
     from devkit import client, graph
     from devkit.demo_model import on_demo_model
 
-    (path,) = (path for path in WORKFLOWS if path.stem == "inpainting")
+    (path,) = (path for path in WORKFLOWS if "inpainting" in path.stem)
     workflow = on_demo_model(graph.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info")))
     result = client.run(server.url, workflow)
     prefix = {node: entry["inputs"]["filename_prefix"] for node, entry in workflow.items() if node in result.outputs}
@@ -101,10 +102,10 @@ def test_files_are_what_the_recipes_write(server):
     if comfyui.version(server.home) != comfyui.VERSION:
         pytest.skip(f"they are written with the nodes of ComfyUI {comfyui.VERSION}")
     known, root = server.get("/object_info"), WORKFLOWS[0].parents[1]
-    written = {f"workflows/{recipe.__name__}": recipes.write(recipe, known) for recipe in recipes.RECIPES}
-    written |= {f"demo/workflows/{recipe.__name__}": recipes.write(recipe, known) for recipe in recipes.DEMO_RECIPES}
+    written = {f"workflows/{name}": recipes.write(name, known) for name in recipes.RECIPES}
+    written |= {f"demo/workflows/{name}": recipes.write(name, known) for name in recipes.DEMO_RECIPES}
     written |= {f"subgraphs/{flow.name}": flow for flow in (make(known) for make in BLUEPRINTS)}
     for name, flow in written.items():
         saved = json.loads((root / f"{name}.json").read_text(encoding="utf-8"))
         assert saved == json.loads(json.dumps(flow.saved())), f"{name}: write it anew with dev.py workflows"
-    assert {f"workflows/{path.stem}" for path in WORKFLOWS} <= set(written)
+    assert {path.stem for path in WORKFLOWS} == set(recipes.RECIPES)
