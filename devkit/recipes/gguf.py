@@ -63,7 +63,7 @@ def use_again(flow: Workflow) -> None:
         flow,
         "Plain against corrected",
         PACK,
-        "Same GGUF, same seed; on the right with **Q-Drift**, from the file that *Bring colours back - Flux GGUF* wrote.",
+        "Same GGUF, same seed; on the right with **Quantization Fix**, from the file that *Bring colours back - Flux GGUF* wrote.",
         "Look at colour casts, at fine texture, and at flat areas that turned grainy.",
         "*advised* takes what helped in the calibration's trial, or nothing; try *moments* and *both* too.",
         "For another quantized model, exchange the loader and the file. Each model needs a calibration of its own.",

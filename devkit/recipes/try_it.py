@@ -24,7 +24,8 @@ def four_bits(flow: Workflow) -> None:
         quantized_model=rounded[0],
         latent=letters[2],
         first_seed=100,
-        held_out=1,
+        runs=12,
+        held_out=2,
         filename="try_it_W4A4",
         size=(420, 940),
         **as_used,
@@ -39,7 +40,7 @@ def four_bits(flow: Workflow) -> None:
         flow,
         "Press Run",
         "A small model is rounded to 4 bits, and its colours go. **Q-Drift Calibrate** compares it with full precision once; "
-        "**Q-Drift** brings the colours back while it samples.",
+        "**Quantization Fix** brings the colours back while it samples.",
         "Look at the last row against the first: same seed, same cfg.",
         "Type other letters (G I M B A L E K R S), or change the seed: one node feeds all three samplers.",
         "Try W3A4 and W8A8 in the node that rounds. At 8 bits there is nothing to repair, and the report says so.",
