@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from comfy import model_sampling
 from comfy.model_patcher import ModelPatcher
@@ -11,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from ..core.gain_formulas import PathName
 
 
-def path_of(node: str, patcher: Any) -> PathName:
+def path_of(node: str, patcher: ModelPatcher) -> PathName:
     """ "ve" for eps, v and EDM models, "flow" for flow-matching ones (METHODS.md, the table of paths).
 
     Raises:
@@ -32,7 +31,7 @@ def path_of(node: str, patcher: Any) -> PathName:
     )
 
 
-def latent_format(patcher: Any) -> str:
+def latent_format(patcher: ModelPatcher) -> str:
     """Its name, such as SD15 or Flux."""
     return type(patcher.model.latent_format).__name__
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..core.layer_correction import LayerOffsets
@@ -33,7 +33,7 @@ class ActingLayers:
         """The same from one noise level to another."""
         return ActingLayers(self.node, self.layers.within(high, low), self.strength)
 
-    def check(self, model: Any) -> None:
+    def check(self, model: ModelPatcher) -> None:
         """ValueError if the model, a patcher, cannot be corrected with these offsets."""
         if compiled(model):
             raise ValueError(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.confidence import entropy_confidence, token_grid
+from ..protocols import Executor
 from .attention_tokens import padded, patch_size, select_mask, select_tokens, token_counts
 
 OVERRIDE = "optimized_attention_override"
@@ -68,7 +69,7 @@ class AttentionReader:
             return None
         return torch.stack(fitting).mean(0)
 
-    def call(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def call(self, executor: Executor, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run one network call (an APPLY_MODEL wrapper's arguments) and read its attention."""
         place = next((i for i, a in enumerate(args) if isinstance(a, dict) and "cond_or_uncond" in a), None)
         options = kwargs.get("transformer_options") if place is None else args[place]

@@ -13,9 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ..protocols import Executor
 from .run import SamplingRun, reads_attention
 from .stages import GuidanceStage, Stage
 
@@ -32,7 +34,7 @@ class _StartRun:
 
     def __call__(
         self,
-        executor: Any,
+        executor: Executor,
         noise: Tensor,
         latent: Tensor,
         sampler: Any,
@@ -65,7 +67,9 @@ class _Predict:
     def __init__(self, stages: tuple[Stage, ...]):
         self.stages = stages
 
-    def __call__(self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any):
+    def __call__(
+        self, executor: Executor, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any
+    ):
         denoised = executor(x, timestep, model_options, *args, **kwargs)
         return _run_of(model_options, self.stages).denoised(denoised, timestep, executor.class_obj.model_patcher)
 
@@ -73,7 +77,7 @@ class _Predict:
 class _Network:
     """APPLY_MODEL wrapper: reads the attention of each network call for the stages that go by it."""
 
-    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, executor: Executor, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), SamplingRun))
         options = next(found, None)
         if options is None or options[KEY].packed:
@@ -81,13 +85,13 @@ class _Network:
         return options[KEY].attention.call(executor, x, t, *args, **kwargs)
 
 
-def stages_of(model: Any) -> tuple[Stage, ...]:
+def stages_of(model: ModelPatcher) -> tuple[Stage, ...]:
     """The stages that a model patcher carries, in the order of their nodes."""
     begin = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
     return begin[0].stages if begin else ()
 
 
-def add_stage(model: Any, stage: Stage) -> Any:
+def add_stage(model: ModelPatcher, stage: Stage) -> ModelPatcher:
     """A clone of the model patcher with one more stage, which acts after those of its kind that earlier nodes added."""
     stage.window.check(stage.node)
     patched = model.clone()
@@ -110,12 +114,12 @@ class _ReplaceSampler:
         self.exchange = exchange
 
     def __call__(
-        self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any
+        self, executor: Executor, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         return executor(noise, latent, self.exchange(sampler), *args, **kwargs)
 
 
-def replace_sampler(model: Any, node: str, exchange: Callable[[Any], Any]) -> Any:
+def replace_sampler(model: ModelPatcher, node: str, exchange: Callable[[Any], Any]) -> ModelPatcher:
     """A clone of the model patcher whose runs use exchange(sampler) instead of their sampler.
 
     Raises:
@@ -150,7 +154,7 @@ class _Around:
     def __init__(self, around: Callable[[NetworkCall], Tensor]):
         self.around = around
 
-    def __call__(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, executor: Executor, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         given = (
             a["cond_or_uncond"] for a in (*args, *kwargs.values()) if isinstance(a, dict) and "cond_or_uncond" in a
         )
@@ -174,7 +178,7 @@ def around_network(extra_args: dict[str, Any], around: Callable[[NetworkCall], T
     return {**extra_args, "model_options": {**options, "transformer_options": transformer}}
 
 
-def _pre_cfg(stage: GuidanceStage) -> Any:
+def _pre_cfg(stage: GuidanceStage) -> Callable[[dict], list[Tensor]]:
     def steer(args: dict) -> list[Tensor]:
         return _run_of(args["model_options"], (stage,)).guidance(stage, args)
 

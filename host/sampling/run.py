@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.schedule import StepCounter
@@ -54,7 +54,7 @@ class SamplingRun:
         self.attention = AttentionReader() if reads_attention(stages) else None
         self.packed = packed  # several latents (video and audio) flattened into one tensor
 
-    def denoised(self, denoised: Tensor, sigma: Tensor, patcher: Any) -> Tensor:
+    def denoised(self, denoised: Tensor, sigma: Tensor, patcher: ModelPatcher) -> Tensor:
         watched = False
         attention = None if self.attention is None else self.attention.take(denoised.shape)
         for stage, record in self.records.items():
@@ -131,7 +131,7 @@ class SamplingRun:
                 messages.warning("did nothing. This sampler or guider never called it.")
         self._report_nonfinite()
 
-    def _may_act(self, stage: Stage, record: Record, sigma: Tensor, patcher: Any) -> bool:
+    def _may_act(self, stage: Stage, record: Record, sigma: Tensor, patcher: ModelPatcher) -> bool:
         record.seen += 1
         if self.packed:
             record.refusal = (

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..messages import NOWHERE, NodeId
+from ..protocols import ModelSampling
 from .observe import Observer
 
 
@@ -32,7 +33,7 @@ class Window:
                 "both between 0 and 1; lower start_percent or raise end_percent."
             )
 
-    def covers(self, sigma: Tensor, model_sampling: Any) -> bool:
+    def covers(self, sigma: Tensor, model_sampling: ModelSampling) -> bool:
         if self.start_percent == 0.0 and self.end_percent == 1.0:
             return True  # without asking for sigma's value, which would wait for the device
         start = model_sampling.percent_to_sigma(self.start_percent)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -89,7 +90,7 @@ class FakeQuantized:
         )
 
 
-def carried_quantization(model: Any) -> Quantization | None:
+def carried_quantization(model: ModelPatcher) -> Quantization | None:
     """The quantization that a model patcher simulates, if any."""
     layers = (patch for patch in model.object_patches.values() if isinstance(patch, FakeQuantized))
     return next((layer.quantization for layer in layers), None)
