@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..calibration.provenance import Provenance
@@ -13,7 +14,7 @@ from .messages import Messages
 from .model_kind import latent_format, path_of
 
 
-def check_model(node: str, about: Provenance, patcher: Any, x: Tensor, packed: bool) -> PathName:
+def check_model(node: str, about: Provenance, patcher: ModelPatcher, x: Tensor, packed: bool) -> PathName:
     """The model's path, "ve" or "flow".
 
     Raises:
@@ -35,9 +36,29 @@ def check_model(node: str, about: Provenance, patcher: Any, x: Tensor, packed: b
     return path
 
 
-def log_mismatches(about: Provenance, guider: Any, sampler: str, messages: Messages) -> None:
-    """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked."""
-    found = []
+def compare_weights(node: str, about: Provenance, patcher: ModelPatcher) -> str:
+    """What differs about the model's weights, for `log_mismatches`; empty if nothing does, or the file does not tell.
+
+    Raises:
+        ValueError: it is the full-precision model of the calibration.
+    """
+    if not about.quantized_digest:
+        return ""
+    weights = identity.weights_digest(patcher)
+    if weights == about.full_digest != about.quantized_digest:
+        raise ValueError(
+            f"{node}: model is the full-precision model of the calibration, which has nothing to repair; connect the "
+            f"quantized one ({about.quantized_model or 'its twin'})."
+        )
+    return "" if weights == about.quantized_digest else "another model file, or another LoRA"
+
+
+def log_mismatches(about: Provenance, guider: Any, sampler: str, weights: str, messages: Messages) -> None:
+    """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked.
+
+    weights: as `compare_weights` found them.
+    """
+    found = [weights] if weights else []
     cfg = getattr(guider, "cfg", about.cfg)
     if abs(cfg - about.cfg) > 1e-6:
         found.append(f"cfg {cfg:g} instead of {about.cfg:g}")

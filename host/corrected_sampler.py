@@ -65,7 +65,7 @@ class CorrectedSampler:
         messages = Messages(ours.node, ours.node_id)
         if ours.advice:
             messages.add(ours.advice)
-        log_mismatches(ours.stats.provenance, guider, name, messages)
+        log_mismatches(ours.stats.provenance, guider, name, ours.weights, messages)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         inside = ours.inside(guider.model_patcher)
         if inside is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from comfy.k_diffusion import sampling
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..calibration.correctors import CORRECTORS, DRIFT, Corrector
@@ -16,9 +17,10 @@ from ..calibration.state_map import StateMap
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
 from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map
-from ..core.plan import Plan, make_plan
+from ..core.plan import Bias, Plan, Variance, make_plan
 from .messages import NOWHERE, Messages, NodeId
 from .network_layers import ActingLayers
+from .protocols import ModelSampling
 from .sampling.stages import Window
 
 REFUSE, FIRST_ORDER = "stop with an error", "correct each call"
@@ -50,6 +52,7 @@ class Correction:
     unsupported: str
     window: Window
     node_id: NodeId = NOWHERE
+    weights: str = ""  # how the model's weights differ from the calibration's
     advice: str = ""  # what the statistics advised, for the node to say at every run
 
     @classmethod
@@ -110,7 +113,12 @@ class Correction:
         return advice.correction, advice.strength, words
 
     def plan(
-        self, sampler: Any, sigmas: Tensor, path: PathName, model_sampling: Any, options: dict[str, Any] | None = None
+        self,
+        sampler: Any,
+        sigmas: Tensor,
+        path: PathName,
+        model_sampling: ModelSampling,
+        options: dict[str, Any] | None = None,
     ) -> Plan:
         """Of a sampler function, stock. ValueError if it has no corrected form."""
         return make_plan(
@@ -126,7 +134,7 @@ class Correction:
             bias_mode="stochastic" if self.bias == "stochastic" else "deterministic",
         )
 
-    def maps(self, plan: Plan, model_sampling: Any) -> list[Map | None]:
+    def maps(self, plan: Plan, model_sampling: ModelSampling) -> list[Map | None]:
         """For each step what moment matching does after it; None where nothing."""
         known = self._known_maps()
         if known is None:
@@ -164,7 +172,7 @@ class Correction:
         """Whether nothing is done to the sampler's steps, so that any sampler will do."""
         return self._kind.layers and self._kind.maps is None and not self._kind.drift
 
-    def inside(self, model: Any) -> ActingLayers | None:
+    def inside(self, model: ModelPatcher) -> ActingLayers | None:
         """What is done in each call of a patcher's network, for `around_network`.
 
         Raises:
@@ -180,7 +188,7 @@ class Correction:
             acting = acting.within(*(float(sampling.percent_to_sigma(percent)) for percent in percents))
         return acting
 
-    def drawn_at(self, model_sampling: Any) -> Any:
+    def drawn_at(self, model_sampling: ModelSampling) -> Variance | None:
         """Variance of the noise that a stochastic bias correction draws, of each channel; None where none is drawn."""
         if self.bias != "stochastic":
             return None
@@ -191,17 +199,17 @@ class Correction:
 
         return variance
 
-    def _share(self, sigma: float, model_sampling: Any) -> float:
+    def _share(self, sigma: float, model_sampling: ModelSampling) -> float:
         return self.strength if self.window.covers(torch.tensor([sigma]), model_sampling) else 0.0
 
-    def variance_at(self, model_sampling: Any) -> Any:
+    def variance_at(self, model_sampling: ModelSampling) -> Variance:
         def variance(sigma: float) -> Tensor:
             found = self.stats.variance(sigma, self.channels, self.variance)
             return found if self.window.covers(torch.tensor([sigma]), model_sampling) else torch.zeros_like(found)
 
         return variance
 
-    def bias_at(self, model_sampling: Any) -> Any:
+    def bias_at(self, model_sampling: ModelSampling) -> Bias | None:
         def bias(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
             """Slope, and the mean error where eps_hat is 0: E[delta | eps_hat] = slope eps_hat + intercept. Of each
             channel, whatever `channels` is: a mean pooled over channels is that of none."""

@@ -8,6 +8,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..core.plan import CHOICES
+from ..host.calibration_match import compare_weights
 from ..host.corrected_sampler import corrected
 from ..host.correction import ADVISED, CORRECTION_CHOICES, FIRST_ORDER, REFUSE, Correction
 from ..host.sampling.hooks import replace_sampler
@@ -25,7 +26,7 @@ def options() -> list[io.Input]:
             options=list(CORRECTION_CHOICES),
             default=ADVISED,
             tooltip="advised: what helped on the calibration's held-out runs, or nothing. drift: Q-Drift, for error that acts "
-            "as noise. moments: after each step every channel gets full precision's mean and deviation. both: the two. "
+            "as noise. moments: after each step every channel gets full precision's mean and deviation. both: drift and moments. "
             "layers: takes the mean error of each layer's output out inside the network, under any sampler.",
         ),
         io.Float.Input(
@@ -112,7 +113,10 @@ class GimbalQDrift(io.ComfyNode):
     def execute(cls, model, stats, start_percent: float, end_percent: float, **chosen) -> io.NodeOutput:
         window = Window(start_percent, end_percent)
         window.check(cls.NAME)
-        correction = Correction.chosen(cls.NAME, stats, window=window, node_id=_inputs.node_id(cls), **chosen)
+        weights = compare_weights(cls.NAME, stats.provenance, model)
+        correction = Correction.chosen(
+            cls.NAME, stats, window=window, node_id=_inputs.node_id(cls), weights=weights, **chosen
+        )
         if correction is None:
             return io.NodeOutput(model)
         return io.NodeOutput(replace_sampler(model, cls.NAME, partial(corrected, correction)))

@@ -228,6 +228,22 @@ def test_statistics_of_another_model_are_refused(tiny, drift, statistics):
             tiny.sample(drift(tiny.model(family), statistics(tiny.model(other))), family)
 
 
+def test_other_weights_than_the_calibrations_are_said_and_full_precision_is_refused(tiny, drift, statistics, caplog):
+    from gimbal.host.identity import weights_digest
+
+    model = tiny.model("sd15")
+    digest = weights_digest(model)
+    tiny.sample(drift(model, statistics(model, quantized_digest=digest, full_digest="aa")), "sd15")
+    assert not [line for line in caplog.messages if "model file" in line]
+    tiny.sample(drift(model, statistics(model, quantized_digest="bb", full_digest="aa")), "sd15")
+    (said,) = [line for line in caplog.messages if "not as calibrated" in line]
+    assert "another model file, or another LoRA" in said
+    with pytest.raises(
+        ValueError, match=r"Quantization Fix .*: model is the full-precision model .*; connect the quantized"
+    ):
+        drift(model, statistics(model, quantized_digest="bb", full_digest=digest))
+
+
 def test_other_settings_than_the_calibrations_are_said_once(tiny, drift, statistics, caplog):
     model = tiny.model("sd15")
     from gimbal.host.identity import quantization
