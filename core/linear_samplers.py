@@ -1,4 +1,4 @@
-"""Deterministic samplers in k-diffusion's signature, for who has no ComfyUI or k-diffusion at hand.
+"""Deterministic samplers in k-diffusion's signature, for use without ComfyUI or k-diffusion.
 
 fn(model, x, sigmas, extra_args=None, callback=None, disable=None, **options): model(x, sigma (B,), **extra_args) gives
 the denoised x, (B, C, *spatial); sigmas (steps + 1,) fall; callback gets {"x", "i", "sigma", "sigma_hat", "denoised"}

@@ -25,11 +25,15 @@ def quantized_model() -> io.Input:
 
 def prompts() -> list[io.Input]:
     return [
-        io.Conditioning.Input("positive", optional=True, tooltip="Used in every run. Or give prompts and a CLIP."),
         io.Conditioning.Input(
-            "negative", optional=True, tooltip="Used in every run. Needed with positive, but at cfg 1."
+            "positive", optional=True, tooltip="Used in every run. Alternatively, connect clip and write prompts."
         ),
-        io.Clip.Input("clip", optional=True, tooltip="Encodes the prompts. Leave it out with positive connected."),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="Used in every run. Required with positive, except at cfg 1."
+        ),
+        io.Clip.Input(
+            "clip", optional=True, tooltip="Encodes the prompts. Leave it unconnected when positive is connected."
+        ),
         *advanced(_texts()),
     ]
 
@@ -40,7 +44,7 @@ def _texts() -> list[io.Input]:
             "prompts",
             default="",
             multiline=True,
-            tooltip="In place of positive: one prompt a line, taken in turn by the runs. Empty: positive is used.",
+            tooltip="In place of positive: one prompt per line; runs cycle through them. Empty: positive is used.",
         ),
         io.String.Input("negative_prompt", default="", tooltip="In place of negative, for all prompts. May be empty."),
     ]
@@ -90,14 +94,14 @@ def _runs() -> list[io.Input]:
             default=0,
             min=0,
             max=2**63 - 1,
-            tooltip="Noise of the first run; the next take the next seeds.",
+            tooltip="Noise of the first run; later runs use consecutive seeds.",
         ),
         io.Int.Input(
             "held_out",
             default=2,
             min=0,
             max=100,
-            tooltip="More runs, kept aside to try the corrections on: what helps there is what Quantization Fix takes by 'advised'. "
+            tooltip="Additional runs on which the corrections are tried: what helps there is what Quantization Fix takes by 'advised'. "
             "0: no trial, no advice.",
         ),
     ]
@@ -131,7 +135,7 @@ def filename(default: str) -> io.Input:
     return io.String.Input(
         "filename",
         default=default,
-        tooltip="Name in models/qdrift. A file of other runs is not overwritten: a number is added.",
+        tooltip="Name in models/qdrift. Files from other runs are not overwritten: a number is added.",
     )
 
 

@@ -43,7 +43,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             search=("calibration", *QUANTIZED),
             description="Measures the error of a quantized model (GGUF, fp8, nvfp4, ...): samples with full precision, asks the "
             "quantized model at the same states, matches its moments, tries the corrections on held-out runs, and writes what "
-            "Quantization Fix needs to models/qdrift. Goes on where it was after a Cancel.",
+            "Quantization Fix needs to models/qdrift. Resumes after a cancel.",
             inputs=[
                 _calibrating.full_model(),
                 _calibrating.quantized_model(),

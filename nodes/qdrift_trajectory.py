@@ -172,7 +172,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         if missing:
             raise ValueError(
                 f"{cls.NAME}: trajectory {trajectory!r} lacks runs {missing} of {len(planned)}; queue Q-Drift Record "
-                "Trajectory again with the same inputs: it goes on where it was."
+                "Trajectory again with the same inputs: it resumes where it stopped."
             )
         weights = identity.weights_digest(quantized_model)
         key = identity.identity(quantized_model, weights)

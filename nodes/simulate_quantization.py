@@ -29,7 +29,7 @@ class GimbalSimulateQuantization(io.ComfyNode):
             display_name=cls.NAME,
             category="gimbal/qdrift",
             description="Makes a full-precision model compute as if its linear layers were quantized, to see what a format "
-            "does to it, or what Quantization Fix mends, without a quantized checkpoint. For trying: saves no memory and no time. "
+            "does to it, or what Quantization Fix mends, without a quantized checkpoint. For experiments only: saves no memory and no time. "
             "Bypass the node to switch it off.",
             search=("fake quantization", *QUANTIZED),
             inputs=[
