@@ -425,7 +425,7 @@ def test_layers_no_larger_than_the_branch_are_left_and_shown(tiny):
     ("options", "bits"),
     [
         ({"weight_bits": "3"}, "W3A4,"),
-        ({"preset": "W8A8", "activation_bits": "off"}, "W8, activations as they are"),
+        ({"preset": "W8A8", "activation_bits": "off"}, "W8A16,"),
         ({"preset": "own"}, "W4A4,"),
         ({"preset": "own", "weight_bits": "3"}, "W3A4,"),
         ({"preset": "own", "activation_bits": "8"}, "W4A8,"),
