@@ -186,7 +186,7 @@ def test_another_network_is_refused(tiny, stats):
     elsewhere = dataclasses.replace(places[0], name="nowhere.0")
     renamed = dataclasses.replace(found.layers, places=(elsewhere, *places[1:]))
     with pytest.raises(
-        ValueError, match=r"Q-Drift: .*another network: here there is no nowhere\.0\. Load the statistics"
+        ValueError, match=r"Quantization Fix .*: .*another network: here there is no nowhere\.0\. Load the statistics"
     ):
         tiny.sample(corrected(tiny.model("sd3"), dataclasses.replace(found, layers=renamed)), "sd3")
     part = found.layers.only(places[:1])

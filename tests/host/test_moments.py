@@ -73,7 +73,7 @@ def trajectory(tiny, model, family, **options):
 def test_it_equals_a_plain_loop(comfy, tiny, calibrate, coarse, family, sampler):
     """Euler and DPM-Solver++(2M) written out, run by run and step by step, from full precision's states."""
     steps = 5  # in fewer a multistep solver's history can be told in two ways
-    statistics, _, _ = calibrate(family, quantized_model=coarse(family), sampler_name=sampler, steps=steps, **MATCH)
+    statistics, *_ = calibrate(family, quantized_model=coarse(family), sampler_name=sampler, steps=steps, **MATCH)
     full, quantized = tiny.model(family), coarse(family)
     positive, negative = tiny.conditioning(family)
     levels = comfy.samplers.KSampler(full, steps, "cpu", sampler, "simple").sigmas.tolist()
@@ -118,7 +118,7 @@ def test_it_equals_a_plain_loop(comfy, tiny, calibrate, coarse, family, sampler)
 @pytest.mark.parametrize(("family", "sampler"), RUNS)
 def test_calibrated_runs_end_with_full_precisions_moments(tiny, calibrate, coarse, family, sampler):
     """The same runs under the node: mean and deviation of each channel are full precision's, which plain sampling misses."""
-    statistics, _, _ = calibrate(family, quantized_model=coarse(family), sampler_name=sampler, **MATCH)
+    statistics, *_ = calibrate(family, quantized_model=coarse(family), sampler_name=sampler, **MATCH)
 
     def ends(model):
         latents = [tiny.sample(model, family, sampler=sampler, seed=seed) for seed in (11, 12)]
@@ -135,7 +135,7 @@ def test_calibrated_runs_end_with_full_precisions_moments(tiny, calibrate, coars
 def test_trial_is_what_the_node_does(tiny, calibrate, coarse):
     from gimbal.calibration.trial import compared
 
-    statistics, _, _ = calibrate(quantized_model=coarse(), held_out=2, **MATCH)
+    statistics, *_ = calibrate(quantized_model=coarse(), held_out=2, **MATCH)
     tried = statistics.trial
     assert tried.candidates[0] == ("plain", 0.0) and tried.runs == 2 and len(tried.candidates) == 7
     assert statistics.provenance.seeds == (11, 12), "held-out runs are no part of the statistics"
@@ -152,19 +152,19 @@ def test_trial_is_what_the_node_does(tiny, calibrate, coarse):
 
 
 def test_drift_alone_is_tried_too(calibrate):
-    statistics, _, _ = calibrate(held_out=1)
+    statistics, *_ = calibrate(held_out=1)
     assert [kind for kind, _ in statistics.trial.candidates] == ["plain", "drift"]
     assert statistics.state_sigma is None
 
 
 def test_modes_and_the_split_pair_agree(tiny, twin, calibrate):
-    passes, _, one = calibrate(held_out=1, **MATCH)
-    turns, _, other = calibrate(held_out=1, mode="interleaved", **MATCH)
+    passes, _, one, *_ = calibrate(held_out=1, **MATCH)
+    turns, _, other, *_ = calibrate(held_out=1, mode="interleaved", **MATCH)
     assert one == other
     assert_all_same(passes, turns)
     record(tiny, twin, held_out=1)
     assert_all_same(calibrate_from(tiny, twin, "t", **MATCH)[0], passes)
-    drift, _, third = calibrate(held_out=1)
+    drift, _, third, *_ = calibrate(held_out=1)
     assert third != one, "a file that holds more is not written over"
     assert_same(drift, passes)
 
@@ -172,7 +172,7 @@ def test_modes_and_the_split_pair_agree(tiny, twin, calibrate):
 @pytest.mark.parametrize("after", [3, 8, 11, 14, 20, 26, 32, 47])
 def test_cancelled_anywhere_it_goes_on(twin, calibrate, folders, after):
     """6 calls measure, 6 correct layers, 3 times 6 match moments, 21 try: what was finished before is not asked again."""
-    undisturbed, _, path = calibrate(held_out=1, **MATCH)
+    undisturbed, _, path, *_ = calibrate(held_out=1, **MATCH)
     os.unlink(path)
     quantized, calls = cancelling(twin("sd3"), after=after)
     with pytest.raises(Cancelled):
@@ -186,7 +186,7 @@ def test_cancelled_anywhere_it_goes_on(twin, calibrate, folders, after):
 
 def test_broken_parts_are_done_again(twin, calibrate, folders):
     """Maps and trials cut short on the disk: what they stood for is recorded and measured anew."""
-    undisturbed, _, path = calibrate(held_out=2, **MATCH)
+    undisturbed, _, path, *_ = calibrate(held_out=2, **MATCH)
     os.unlink(path)
     quantized, _ = cancelling(twin("sd3"), after=30 + 21 + 2)  # in the second held-out run
     with pytest.raises(Cancelled):
@@ -216,7 +216,7 @@ def test_samplers_without_steps_are_refused_before_anything(tiny, twin, calibrat
         calibrate(full_model=full, sampler_name="uni_pc", **MATCH)
     assert not calls
     with caplog.at_level(logging.WARNING):
-        statistics, _, _ = calibrate(sampler_name="uni_pc", held_out=1)
+        statistics, *_ = calibrate(sampler_name="uni_pc", held_out=1)
     assert statistics.trial is None and "nothing can be tried" in caplog.text
 
 

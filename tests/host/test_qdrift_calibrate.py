@@ -28,7 +28,7 @@ def kept(folder):
 @pytest.mark.numerics
 @pytest.mark.parametrize("family", ["sd3", "sd15"])
 def test_it_equals_a_plain_computation(comfy, tiny, twin, calibrate, family):
-    statistics, _, path = calibrate(family)
+    statistics, _, path, *_ = calibrate(family)
     full, quantized = tiny.model(family), twin(family)
     positive, negative = tiny.conditioning(family)
     pairs = {}  # sigma -> [eps_hat, delta] per run
@@ -67,7 +67,7 @@ def test_one_evaluation_a_call(tiny, twin, calibrate, sampler):
     for seed in (11, 12):
         tiny.sample(plain, "sd3", sampler=sampler, seed=seed)
     (full, first), (quantized, second) = counted(tiny.model("sd3")), counted(twin("sd3"))
-    statistics, _, _ = calibrate(full_model=full, quantized_model=quantized, sampler_name=sampler)
+    statistics, *_ = calibrate(full_model=full, quantized_model=quantized, sampler_name=sampler)
     wanted = list(wanted)
     assert list(first) == wanted and list(second) == wanted
     assert statistics.sigma.tolist() == sorted({sigma for sigma in wanted if sigma > 0}, reverse=True)
@@ -78,15 +78,15 @@ def test_one_evaluation_a_call(tiny, twin, calibrate, sampler):
 
 
 def test_modes_agree_bit_for_bit(calibrate):
-    passes, _, one = calibrate(mode="two passes", runs=3)
-    turns, _, other = calibrate(mode="interleaved", runs=3)
+    passes, _, one, *_ = calibrate(mode="two passes", runs=3)
+    turns, _, other, *_ = calibrate(mode="interleaved", runs=3)
     assert_same(passes, turns)
     assert one == other, "the same runs, so the same file"
 
 
 @pytest.mark.parametrize("after", [5, 9])
 def test_a_cancelled_first_half_loses_one_run(tiny, calibrate, folders, after):
-    undisturbed, _, path = calibrate(runs=4)
+    undisturbed, _, path, *_ = calibrate(runs=4)
     os.unlink(path)
     full, calls = cancelling(tiny.model("sd3"), after=after)
     with pytest.raises(Cancelled):
@@ -101,7 +101,7 @@ def test_a_cancelled_first_half_loses_one_run(tiny, calibrate, folders, after):
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "other"])
 def test_a_damaged_full_precision_run_is_recorded_again(tiny, twin, calibrate, folders, damage, caplog):
-    undisturbed, _, path = calibrate()
+    undisturbed, _, path, *_ = calibrate()
     os.unlink(path)
     full, calls = cancelling(tiny.model("sd3"), after=6)
     with pytest.raises(Cancelled):
@@ -165,17 +165,17 @@ def test_time_left_is_told(calibrate, caplog):
 
 
 def test_one_step_and_batches_and_video(calibrate, tiny):
-    statistics, _, _ = calibrate(steps=1, runs=1)
+    statistics, *_ = calibrate(steps=1, runs=1)
     assert len(statistics.sigma) == 1
-    statistics, _, _ = calibrate(latent={"samples": tiny.latent("sd3", batch=3, grow=4)}, runs=1)
+    statistics, *_ = calibrate(latent={"samples": tiny.latent("sd3", batch=3, grow=4)}, runs=1)
     assert statistics.count.tolist() == [3 * 20 * 16] * 3
-    statistics, _, _ = calibrate("wan", runs=1)
+    statistics, *_ = calibrate("wan", runs=1)
     assert statistics.channels == 16 and statistics.count.tolist() == [2 * 16 * 16] * 3
 
 
 def test_given_sigmas_and_no_guidance(calibrate):
     sigmas = torch.tensor([1.0, 0.6, 0.2])
-    statistics, _, _ = calibrate(sigmas=sigmas, cfg=1.0, negative=None)
+    statistics, *_ = calibrate(sigmas=sigmas, cfg=1.0, negative=None)
     assert statistics.sigma.tolist() == pytest.approx([1.0, 0.6])
     assert statistics.provenance.scheduler == "given sigmas" and statistics.provenance.steps == 2
 
@@ -195,7 +195,7 @@ class Clip:
 def test_prompts_are_taken_in_turn(calibrate, tiny):
     clip = Clip(tiny)
     given = {"positive": None, "negative": None, "clip": clip, "prompts": "a\n\nbbb \n", "negative_prompt": "cc"}
-    statistics, _, _ = calibrate(runs=3, **given)
+    statistics, *_ = calibrate(runs=3, **given)
     assert clip.encoded == ["cc", "a", "bbb"]
     prompts = [source.split()[0] for source in statistics.provenance.sources]
     assert prompts[0] == prompts[2] != prompts[1]
@@ -337,7 +337,7 @@ def test_samplers_that_choose_their_own_levels_are_refused(calibrate):
 def test_files_are_numbered_and_names_kept_inside(calibrate, folders):
     from gimbal.host.qdrift_folder import save
 
-    statistics, _, first = calibrate(filename="my cal")
+    statistics, _, first, *_ = calibrate(filename="my cal")
     assert calibrate(filename="my cal")[2] == first
     second = calibrate(filename="my cal", first_seed=5)[2]
     assert [os.path.basename(path) for path in (first, second)] == ["my cal.safetensors", "my cal_2.safetensors"]
@@ -372,7 +372,7 @@ def test_lora_names_and_patches_count(tiny, twin, calibrate):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cancelled_calibration_goes_on(tiny, twin, calibrate, mode, folders):
-    undisturbed, _, path = calibrate(runs=4, mode=mode)
+    undisturbed, _, path, *_ = calibrate(runs=4, mode=mode)
     os.unlink(path)
     quantized, calls = cancelling(twin("sd3"), after=8)  # in the third run
     with pytest.raises(Cancelled):
@@ -381,7 +381,7 @@ def test_a_cancelled_calibration_goes_on(tiny, twin, calibrate, mode, folders):
     assert len(measured) == 2 and len(full) == (4 if mode == MODES[0] else 0)
     assert not list(folders.rglob("*.safetensors"))
     calls.clear()
-    statistics, _, _ = calibrate(runs=4, mode=mode, quantized_model=quantized)
+    statistics, *_ = calibrate(runs=4, mode=mode, quantized_model=quantized)
     assert_same(statistics, undisturbed)
     assert len(calls) == 2 * 3, "two runs were left to measure"
     assert not list(folders.rglob("*.partial"))
@@ -428,7 +428,7 @@ def test_killed_at_ten_random_points(tiny, twin, calibrate, folders):
     """A real process, killed without warning; the next one ends with the very numbers of an undisturbed run."""
     given = {"runs": 4, "steps": 3}
     calls = 2 * given["runs"] * given["steps"]
-    undisturbed, _, path = calibrate(**given)
+    undisturbed, _, path, *_ = calibrate(**given)
     os.unlink(path)
     dice = random.Random(1)
     resumed = 0
@@ -457,7 +457,7 @@ def test_killed_at_ten_random_points(tiny, twin, calibrate, folders):
         os.set_blocking(ear, False)
         with contextlib.suppress(BlockingIOError):
             os.read(ear, 1000)
-        statistics, _, path = calibrate(**given)
+        statistics, _, path, *_ = calibrate(**given)
         left = given["runs"] - len(measured)
         to_record = left - len({path.name for path in recorded} - {path.name for path in measured})
         assert len(os.read(ear, 1000)) == (left + to_record) * given["steps"], "what had been finished was taken over"
@@ -471,7 +471,7 @@ def test_killed_at_ten_random_points(tiny, twin, calibrate, folders):
 
 @pytest.mark.parametrize("damage", ["cut", "bit"])
 def test_a_broken_partial_file_is_measured_again(twin, calibrate, folders, damage, caplog):
-    undisturbed, _, _ = calibrate()
+    undisturbed, *_ = calibrate()
     quantized, calls = cancelling(twin("sd3"), after=5)
     with pytest.raises(Cancelled):
         calibrate(quantized_model=quantized)
@@ -486,13 +486,13 @@ def test_a_broken_partial_file_is_measured_again(twin, calibrate, folders, damag
 
 @pytest.mark.parametrize("family", ["sd3", "sd15"])
 def test_split_pair_equals_the_whole(tiny, twin, calibrate, family):
-    whole, _, _ = calibrate(family)
+    whole, *_ = calibrate(family)
     path = record(tiny, twin, family=family)
     from gimbal.host.qdrift_folder import trajectory_names
     from gimbal.nodes.qdrift_files import GimbalQDriftLoad
 
     assert trajectory_names() == ["t"] == [os.path.basename(path)]
-    split, _, _ = calibrate_from(tiny, twin, "t", family=family)
+    split, *_ = calibrate_from(tiny, twin, "t", family=family)
     assert_same(split, whole)
     assert split.provenance.to_metadata() == whole.provenance.to_metadata()
     assert GimbalQDriftLoad.define_schema().inputs[0].options == ["test.safetensors"]
