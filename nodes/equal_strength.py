@@ -27,19 +27,43 @@ class GimbalEqualStrength(io.ComfyNode):
                 io.Model.Input(
                     "plain_model", tooltip="The same model without them. It is sampled up to max_runs times."
                 ),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                io.Conditioning.Input("positive", tooltip="Used by both models."),
+                io.Conditioning.Input("negative", tooltip="Used by both models."),
                 io.Latent.Input(
                     "latent_image", tooltip="A batch tells more than one picture, and is matched as a whole."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same noise for every run.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of every run."),
                 io.Float.Input(
                     "cfg", default=7.0, min=1.0, max=100.0, step=0.1, round=0.01, tooltip="Of the patched model."
                 ),
-                io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="euler"),
-                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="normal"),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=list(comfy.samplers.KSampler.SAMPLERS),
+                    default="euler",
+                    tooltip="Used by both models.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(comfy.samplers.KSampler.SCHEDULERS),
+                    default="normal",
+                    tooltip="Used by both models.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 starts from pure noise; less keeps part of latent_image.",
+                ),
                 io.Float.Input(
                     "tolerance",
                     default=0.5,

@@ -101,6 +101,7 @@ def test_nodes_are_registered_and_explain_themselves(ours):
         "GimbalAQClipLatent",
         "GimbalConfidence",
         "GimbalConfidencePreview",
+        "GimbalEqualStrength",
         "GimbalSAMG",
         "GimbalGuidancePreview",
         "GimbalQDrift",

@@ -80,12 +80,16 @@ def test_inpainting_changes_nothing_outside_the_mask(server):
     (path,) = (path for path in WORKFLOWS if "inpainting" in path.stem)
     workflow = on_demo_model(graph.to_api(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info")))
     result = client.run(server.url, workflow)
-    prefix = {node: entry["inputs"]["filename_prefix"] for node, entry in workflow.items() if node in result.outputs}
+    prefix = {
+        node: entry["inputs"]["filename_prefix"]
+        for node, entry in workflow.items()
+        if node in result.outputs and entry["class_type"] == "SaveImage"
+    }
     pictures = {
         prefix[node]: np.stack(
             [np.asarray(Image.open(io.BytesIO(client.image(server.url, e)))) for e in result.images(node)]
         ).astype(int)
-        for node in result.outputs
+        for node in prefix
     }
     # The mask, 240 at (240, 200) of 512, is 30 at (30, 25) of 64; its edge is spread over one latent position.
     outside, inside = np.ones((64, 64), bool), np.zeros((64, 64), bool)
