@@ -11,6 +11,45 @@ from comfy_api.latest import io
 from ..host.comparing import compare, ksampler
 
 
+def _sampling() -> list[io.Input]:
+    """KSampler's inputs."""
+    return [
+        io.Conditioning.Input("positive", tooltip="Used by both models."),
+        io.Conditioning.Input("negative", tooltip="Used by both models."),
+        io.Latent.Input("latent_image", tooltip="A batch tells more than one picture, and is matched as a whole."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="The same noise for every run.",
+        ),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of every run."),
+        io.Float.Input("cfg", default=7.0, min=1.0, max=100.0, step=0.1, round=0.01, tooltip="Of the patched model."),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(comfy.samplers.KSampler.SAMPLERS),
+            default="euler",
+            tooltip="Used by both models.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=list(comfy.samplers.KSampler.SCHEDULERS),
+            default="normal",
+            tooltip="Used by both models.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="1 starts from pure noise; less keeps part of latent_image.",
+        ),
+    ]
+
+
 class GimbalEqualStrength(io.ComfyNode):
     NAME = "Compare at Equal Strength"
 
@@ -27,43 +66,7 @@ class GimbalEqualStrength(io.ComfyNode):
                 io.Model.Input(
                     "plain_model", tooltip="The same model without them. It is sampled up to max_runs times."
                 ),
-                io.Conditioning.Input("positive", tooltip="Used by both models."),
-                io.Conditioning.Input("negative", tooltip="Used by both models."),
-                io.Latent.Input(
-                    "latent_image", tooltip="A batch tells more than one picture, and is matched as a whole."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same noise for every run.",
-                ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of every run."),
-                io.Float.Input(
-                    "cfg", default=7.0, min=1.0, max=100.0, step=0.1, round=0.01, tooltip="Of the patched model."
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=list(comfy.samplers.KSampler.SAMPLERS),
-                    default="euler",
-                    tooltip="Used by both models.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default="normal",
-                    tooltip="Used by both models.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 starts from pure noise; less keeps part of latent_image.",
-                ),
+                *_sampling(),
                 io.Float.Input(
                     "tolerance",
                     default=0.5,
