@@ -32,7 +32,7 @@ def deviation(latent: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SampledScale:
     """A plain guidance scale and the strength of its pictures."""
 
     scale: float
@@ -46,7 +46,7 @@ def matching_scale(
     tolerance: float = 0.005,
     trials: int = 5,
     highest: float = 100.0,
-) -> list[Trial]:
+) -> list[SampledScale]:
     """Trials of `strength`, a function that grows with the guidance scale, until one is within tolerance of target.
 
     The secant method on strength over the logarithm of the scale, kept between the nearest trials on either side of target
@@ -68,13 +68,13 @@ def matching_scale(
             f"matching_scale: got target={target}, start={start}, tolerance={tolerance}, trials={trials}; give a finite "
             f"target above 0, a start from {LOWEST:g} to {highest:g}, a tolerance above 0 and a trial or more."
         )
-    made: list[Trial] = []
+    made: list[SampledScale] = []
     scale = start
     while len(made) < trials:
         found = strength(scale)
         if not 0.0 < found < math.inf:
             raise ValueError(f"matching_scale: strength {found} at scale {scale:g} is not finite and positive.")
-        made.append(Trial(scale, found))
+        made.append(SampledScale(scale, found))
         if abs(found / target - 1.0) <= tolerance:
             break
         scale = min(max(_next(made, target), LOWEST), highest)
@@ -83,11 +83,11 @@ def matching_scale(
     return made
 
 
-def closest(trials: list[Trial], target: float) -> Trial:
+def closest(trials: list[SampledScale], target: float) -> SampledScale:
     return min(trials, key=lambda trial: abs(math.log(trial.strength / target)))
 
 
-def _next(made: list[Trial], target: float) -> float:
+def _next(made: list[SampledScale], target: float) -> float:
     below = max((trial for trial in made if trial.strength < target), key=lambda trial: trial.scale, default=None)
     above = min((trial for trial in made if trial.strength >= target), key=lambda trial: trial.scale, default=None)
     if below and above and below.scale < above.scale:

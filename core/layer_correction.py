@@ -125,16 +125,16 @@ class LayerOffsets:
         """
         if not high >= low >= 0.0:
             raise ValueError(f"LayerOffsets.within: from sigma {high} to {low}; pass levels that fall, to 0 at most.")
-        edges = torch.tensor([high, low], dtype=torch.float32).double()
+        edges = torch.tensor([high, low], dtype=torch.float32, device="cpu").double()
         below = float(
-            torch.nextafter(edges[1].float(), torch.tensor(0.0))
+            torch.nextafter(edges[1].float(), torch.tensor(0.0, device="cpu"))
         )  # a row does not serve the level it ends at
         top = float(edges[0])
         ends = sorted({*self.sigma_end.tolist(), top, below}, reverse=True)
         kept = [end >= below and start <= top for start, end in pairwise([math.inf, *ends])]
         rows = [int((self.sigma_end > end).sum()) for end in ends]
         offset = self.offset[rows] * torch.tensor(kept).to(self.offset)[:, None]
-        return LayerOffsets(self.places, torch.tensor(ends, dtype=torch.float64), offset)
+        return LayerOffsets(self.places, torch.tensor(ends, dtype=torch.float64, device="cpu"), offset)
 
     def only(self, places: Sequence[Place]) -> LayerOffsets:
         """The offsets of these places alone, e.g. of those that a network has. ValueError if a place is not here."""

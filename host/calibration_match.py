@@ -50,7 +50,7 @@ def compare_weights(node: str, about: Provenance, patcher: ModelPatcher) -> str:
             f"{node}: model is the full-precision model of the calibration, which has nothing to repair; connect the "
             f"quantized one ({about.quantized_model or 'its twin'})."
         )
-    return "" if weights == about.quantized_digest else "another model file, or another LoRA"
+    return "" if weights == about.quantized_digest else "other weights (another file, number format or LoRA)"
 
 
 def log_mismatches(about: Provenance, guider: Any, sampler: str, weights: str, messages: Messages) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.equal_strength import Trial, closest, deviation, matching_scale
+from ..core.equal_strength import SampledScale, closest, deviation, matching_scale
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +21,11 @@ class Comparison:
     plain: dict[str, Any]
     cfg: float  # of the patched model
     strength: float
-    trials: list[Trial]  # of the plain model
+    trials: list[SampledScale]  # of the plain model
     tolerance: float
 
     @property
-    def chosen(self) -> Trial:
+    def chosen(self) -> SampledScale:
         """The plain model's trial of the nearest strength."""
         return closest(self.trials, self.strength)
 

@@ -73,12 +73,12 @@ class PlaceWatch:
             call.output()
         usable: set[Place] = set()
 
-        def look(place: Place, y: Tensor) -> Tensor:
+        def note_usable(place: Place, y: Tensor) -> Tensor:
             if len(y) % chunks == 0:
                 usable.add(place)
             return y
 
-        with acting(network, [*residual, *block], look):
+        with acting(network, [*residual, *block], note_usable):
             call.output()
         return tuple(p for p in residual if p in usable), tuple(p for p in block if p in usable)
 
