@@ -133,7 +133,7 @@ class LayerOffsets:
         ends = sorted({*self.sigma_end.tolist(), top, below}, reverse=True)
         kept = [end >= below and start <= top for start, end in pairwise([math.inf, *ends])]
         rows = [int((self.sigma_end > end).sum()) for end in ends]
-        offset = self.offset[rows] * torch.tensor(kept).to(self.offset)[:, None]
+        offset = self.offset[rows] * torch.tensor(kept, device="cpu").to(self.offset)[:, None]
         return LayerOffsets(self.places, torch.tensor(ends, dtype=torch.float64, device="cpu"), offset)
 
     def only(self, places: Sequence[Place]) -> LayerOffsets:

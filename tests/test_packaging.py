@@ -218,7 +218,7 @@ def float64_made(path):
             {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
         )
         wide = bool({*given.values(), *map(ast.unparse, node.args)} & FLOAT64)
-        on_cpu = ".cpu()" in function or (function == "torch.tensor" and "device" not in given)
+        on_cpu = ".cpu()" in function or (function == "torch.tensor" and given.get("device", "'cpu'") == "'cpu'")
         if wide and not on_cpu:
             yield f"{path.name}:{node.lineno}: {function}"
 
