@@ -84,6 +84,7 @@ def matching_scale(
 
 
 def closest(trials: list[SampledScale], target: float) -> SampledScale:
+    """The trial whose strength is nearest to target by ratio. ValueError if there is none."""
     return min(trials, key=lambda trial: abs(math.log(trial.strength / target)))
 
 

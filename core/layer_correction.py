@@ -126,9 +126,8 @@ class LayerOffsets:
         if not high >= low >= 0.0:
             raise ValueError(f"LayerOffsets.within: from sigma {high} to {low}; pass levels that fall, to 0 at most.")
         edges = torch.tensor([high, low], dtype=torch.float32, device="cpu").double()
-        below = float(
-            torch.nextafter(edges[1].float(), torch.tensor(0.0, device="cpu"))
-        )  # a row does not serve the level it ends at
+        # A row does not serve the level it ends at, so the last row ends one float32 step below `low`.
+        below = float(torch.nextafter(edges[1].float(), torch.tensor(0.0, device="cpu")))
         top = float(edges[0])
         ends = sorted({*self.sigma_end.tolist(), top, below}, reverse=True)
         kept = [end >= below and start <= top for start, end in pairwise([math.inf, *ends])]
