@@ -89,9 +89,8 @@ class Workflow:
         models = [value for value in values if isinstance(value, str) and value in self.files]
         sockets, feet = max(len(slots), len(info["output"])), (_pack(info) != CORE) + bool(models)
         feet += any(options.get("advanced") for _, options in widgets)  # the button that unfolds them
-        said = sizes.SAID * (_pack(info) != CORE and "MODEL" in info["output"])
         made.height = made.height or sizes.on_canvas(sockets, widgets)
-        made.room = said + max(made.height, sizes.as_vue_node(sockets, widgets, feet))
+        made.room = _after_a_run(info) + max(made.height, sizes.as_vue_node(sockets, widgets, feet))
         if linked:  # all of them: the one form that all frontends agree on
             for i, slot in enumerate(made.widget_slots, len(slots)):
                 if slot["name"] in linked:
@@ -208,6 +207,13 @@ class Workflow:
 def stable_id(name: str) -> str:
     """An id that stays the same whenever the file is written anew."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"https://github.com/gimbal-nodes/gimbal/{name}"))
+
+
+def _after_a_run(info: dict) -> int:
+    """What a node of the pack grows by: its words, if it knows its own number, and its picture."""
+    if _pack(info) == CORE:
+        return 0
+    return sizes.SAID * ("unique_id" in info["input"].get("hidden", {})) + sizes.SHOWN * info.get("output_node", False)
 
 
 def _pack(info: dict) -> str:

@@ -70,7 +70,7 @@ def renew(name: str, saved: dict) -> None:
 
 
 def _bands(server: Server, name: str, saved: dict, known: dict) -> list[Labelled]:
-    """What each sampler's decoder shows, under the sampler's title; of a calibration alone its report."""
+    """What each decoder shows, under its sampler's title, or its own; of a calibration alone its report."""
     swapped = on_demo_model(graph.to_api(saved, known))
     decoders = sorted((n for n, node in swapped.items() if node["class_type"] == "GimbalDemoDecode"), key=int)
     for decoder in decoders:
@@ -82,7 +82,8 @@ def _bands(server: Server, name: str, saved: dict, known: dict) -> list[Labelled
     if not decoders:
         return [("the report", _opened(server, result, _of_kind(swapped, "GimbalQDriftReport")))]
     titles = {str(node["id"]): node["title"] for node in saved["nodes"] if "title" in node}
-    return [(titles[swapped[d]["inputs"]["latent"][0]], _opened(server, result, f"shown {d}")) for d in decoders]
+    samplers = {decoder: swapped[decoder]["inputs"]["latent"][0] for decoder in decoders}
+    return [(titles.get(samplers[d]) or titles[d], _opened(server, result, f"shown {d}")) for d in decoders]
 
 
 def card(bands: Sequence[Labelled]) -> Image.Image:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.equal_strength import SampledScale, closest, deviation, matching_scale
-
-logger = logging.getLogger(__name__)
+from .messages import Messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ def ksampler(model: Any, cfg: float, *, latent_image: dict[str, Any], **options:
 
 
 def compare(
-    node: str,
+    messages: Messages,
     model: Any,
     plain_model: Any,
     sample: Callable[[Any, float], dict[str, Any]],
@@ -61,23 +60,29 @@ def compare(
     trials: int,
     tolerance: float,
 ) -> Comparison:
-    """sample(model, cfg) makes a LATENT, of the same noise and steps each time.
+    """sample(model, cfg) makes a LATENT, of the same noise and steps each time. messages: takes what is sampled, and the result.
 
     Raises:
         ValueError: a LATENT has no deviation that could be compared.
     """
-    patched = sample(model, cfg)
-    target = _strength(node, "model", patched)
-    made: dict[float, dict[str, Any]] = {}
+    with ExitStack() as unless_it_ends:  # by a Cancel, say: leave no node saying that it samples
+        unless_it_ends.callback(messages.add, "stopped before the comparison was complete")
+        messages.meanwhile(f"sampling model at cfg {cfg:.3g}")
+        patched = sample(model, cfg)
+        target = _strength(messages.node, "model", patched)
+        made: dict[float, dict[str, Any]] = {}
 
-    def strength(scale: float) -> float:
-        made[scale] = sample(plain_model, scale)
-        return _strength(node, "plain_model", made[scale])
+        def strength(scale: float) -> float:
+            run = len(made) + 1
+            messages.meanwhile(f"sampling plain_model at cfg {scale:.3g}, run {run} of at most {trials}")
+            made[scale] = sample(plain_model, scale)
+            return _strength(messages.node, "plain_model", made[scale])
 
-    tried = matching_scale(strength, target, max(cfg, 1.0), tolerance, trials)
-    plain = made[closest(tried, target).scale]
-    found = Comparison(patched, plain, cfg, target, tried, tolerance)
-    logger.info("%s: %s", node, found.text())
+        tried = matching_scale(strength, target, max(cfg, 1.0), tolerance, trials)
+        plain = made[closest(tried, target).scale]
+        found = Comparison(patched, plain, cfg, target, tried, tolerance)
+        unless_it_ends.pop_all()
+    messages.info(found.text())
     return found
 
 

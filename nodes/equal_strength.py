@@ -9,6 +9,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..host.comparing import compare, ksampler
+from . import _inputs
 
 
 def _sampling() -> list[io.Input]:
@@ -39,14 +40,33 @@ def _sampling() -> list[io.Input]:
             default="normal",
             tooltip="Used by both models.",
         ),
+        *_inputs.advanced([_denoise()]),
+    ]
+
+
+def _denoise() -> io.Input:
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="1 starts from pure noise; less keeps part of latent_image.",
+    )
+
+
+def _search() -> list[io.Input]:
+    """For the plain cfg."""
+    return [
         io.Float.Input(
-            "denoise",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="1 starts from pure noise; less keeps part of latent_image.",
+            "tolerance",
+            default=0.5,
+            min=0.05,
+            max=10.0,
+            step=0.05,
+            tooltip="How close the deviations have to be, in percent. A smaller value may take more runs.",
         ),
+        io.Int.Input("max_runs", default=5, min=1, max=20, tooltip="Runs of the plain model, at most."),
     ]
 
 
@@ -55,10 +75,11 @@ class GimbalEqualStrength(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _inputs.schema(
             node_id="GimbalEqualStrength",
             display_name=cls.NAME,
             category="gimbal/guidance",
+            search=("compare", "better", "weaker", "same strength", "contrast"),
             description="Samples a patched model, finds the plain cfg whose latents are as strong (have the same deviation), "
             "and gives both. A patch that only weakens or strengthens guidance looks no better than that plain cfg.",
             inputs=[
@@ -67,15 +88,7 @@ class GimbalEqualStrength(io.ComfyNode):
                     "plain_model", tooltip="The same model without them. It is sampled up to max_runs times."
                 ),
                 *_sampling(),
-                io.Float.Input(
-                    "tolerance",
-                    default=0.5,
-                    min=0.05,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How close the deviations have to be, in percent. A smaller value may take more runs.",
-                ),
-                io.Int.Input("max_runs", default=5, min=1, max=20, tooltip="Runs of the plain model, at most."),
+                *_inputs.advanced(_search()),
             ],
             outputs=[
                 io.Latent.Output(display_name="patched"),
@@ -87,7 +100,8 @@ class GimbalEqualStrength(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, plain_model, cfg: float, tolerance: float, max_runs: int, **options: Any) -> io.NodeOutput:
-        found = compare(cls.NAME, model, plain_model, partial(ksampler, **options), cfg, max_runs, tolerance / 100)
+        said = _inputs.messages(cls)
+        found = compare(said, model, plain_model, partial(ksampler, **options), cfg, max_runs, tolerance / 100)
         return io.NodeOutput(found.patched, found.plain, found.chosen.scale, found.text())
 
 

@@ -102,8 +102,11 @@ def test_room_is_kept_for_both_ways_of_drawing(flow):
     assert (sampler.height, sampler.room) == (16 + 40 + 3 * 24, max(16 + 40 + 3 * 24, 14 + 40 + 2 * 28 + 24))
     spoken = {**INFO["Sampler"], "output": ["MODEL"], "output_name": ["MODEL"]}
     spoken["input"] = {"required": {"model": ["MODEL"], "knee": ["FLOAT", {"default": 0.8, "advanced": True}]}}
+    spoken["input"]["hidden"] = {"unique_id": ["UNIQUE_ID"]}
     patch = Workflow({**INFO, "Patch": spoken}, "test")
     assert patch.node("Patch", model=patch.node("Loader")[0]).room == 14 + 20 + 28 + 2 * 24 + 70
+    spoken["output_node"] = True
+    assert patch.node("Patch", model=patch.node("Loader")[0]).room == 14 + 20 + 28 + 2 * 24 + 70 + 240
     assert (loader.height, loader.room) == (16 + 40 + 24, 14 + 40 + 28 + 24)
     note = flow.note("What", "text", height=90, room=200)
     flow.grid([[loader, note, sampler]])

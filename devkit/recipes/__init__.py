@@ -15,6 +15,7 @@ Recipe = Callable[[Workflow], None]
 RECIPES: Mapping[str, Recipe] = {
     "Try it - Bring colours back": try_it.four_bits,
     "Try it - Calm burnt guidance": try_it.burnt,
+    "Try it - Is it better or only weaker": try_it.better_or_weaker,
     "Fix burnt colours - SD1.5": sd15.burnt,
     "Fix burnt colours - SDXL": sdxl.burnt,
     "Fix burnt colours - SD3.5": sd35.burnt,
@@ -23,6 +24,7 @@ RECIPES: Mapping[str, Recipe] = {
     "Fix burnt inpainting - SD1.5": sd15.inpainting,
     "Fix a burnt second pass - SD1.5": sd15.second_pass,
     "Fix burnt video - Wan 2.1": wan.burnt,
+    "Is it better or only weaker - SD1.5": sd15.better_or_weaker,
     "Guide calm places - SDXL": sdxl.calm_places,
     "Guide calm places - Qwen-Image": qwen_image.calm_places,
     "Bring colours back - 4-bit SD1.5": simulated.four_bits,

@@ -29,9 +29,10 @@ def dials(flow: Workflow, cfg: float) -> tuple[Node, Node]:
     )
 
 
-def picture(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str) -> tuple[Node, Node]:
-    """Decoded and saved: what stands under a branch's sampler, and its last column."""
-    decoded = flow.node("VAEDecode", samples=sampler[0], vae=vae)
+def picture(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str, output: int = 0) -> tuple[Node, Node]:
+    """Decoded and saved: what stands under a branch's sampler, and its last column. output: the sampler's."""
+    caption = "" if "title" in sampler.saved else name.capitalize()  # so that the pictures' labels tell them apart
+    decoded = flow.node("VAEDecode", caption=caption, samples=sampler[output], vae=vae)
     return decoded, flow.node(
         "SaveImage", caption=name.capitalize(), images=decoded[0], filename_prefix=f"gimbal/{name}", size=PICTURE
     )

@@ -24,7 +24,7 @@ def calibrated(
     latent: Node,
     filename: str,
     as_used: Mapping[str, object],
-    size: tuple[int, int] = (420, 900),
+    size: tuple[int, int] = (420, 0),
 ) -> Node:
     return flow.node(
         "GimbalQDriftCalibrate",
@@ -79,7 +79,7 @@ def judge_fp8(flow: Workflow) -> None:
     quantized = flow.node("UNETLoader", caption="Quantized", unet_name=FLUX, weight_dtype="fp8_e4m3fn")
     clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
     latent = flow.node("EmptySD3LatentImage", width=1024, height=1024)
-    made = calibrated(flow, full, quantized, clip, latent, "flux1-dev_fp8_e4m3fn", FLUX_SETTINGS, (480, 900))
+    made = calibrated(flow, full, quantized, clip, latent, "flux1-dev_fp8_e4m3fn", FLUX_SETTINGS, (480, 0))
     report = flow.node("GimbalQDriftReport", stats=made[0], size=(1280, 680))
     note = look(
         flow,

@@ -35,6 +35,43 @@ def burnt(flow: Workflow) -> None:
     )
 
 
+def better_or_weaker(flow: Workflow) -> None:
+    checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
+    positive, negative = prompts(flow, checkpoint[1])
+    latent = flow.node("EmptyLatentImage", width=512, height=512)
+    seed, cfg = dials(flow, BURNT)
+    common = {"positive": positive[0], "negative": negative[0], "latent_image": latent[0], "seed": seed[0]}
+    common |= {"steps": 25, "cfg": cfg[0], "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    plain = flow.node("KSampler", caption="Plain, same cfg", model=checkpoint[0], **common)
+    plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
+    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
+    grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
+    compared = flow.node("GimbalEqualStrength", model=grain[0], plain_model=checkpoint[0], **common)
+    image, save = picture(flow, compared, checkpoint[2], "patched")
+    equal_image, equal_save = picture(flow, compared, checkpoint[2], "plain at equal strength", output=1)
+    note = look(
+        flow,
+        "Better, or only weaker?",
+        "**AQClip** and **Micrograin** take the burn off a picture, but a lower cfg does so too. **Compare at Equal Strength** "
+        "finds the plain cfg whose latents have the same deviation, and samples it at the same seed.",
+        "If the last two pictures are equally good, the patch did no more than that cfg does. Use the cfg: it costs nothing.",
+        "The node shows the cfg that it found. It samples the plain model a few times, so the first run takes longest.",
+        "Put your own patch (RescaleCFG, APG, a LoRA, ...) in place of the two nodes.",
+        "Try several seeds, or batch_size 4, before you decide.",
+    )
+    compare(
+        flow,
+        [[checkpoint, positive, negative, latent, seed, cfg, model_files(flow)]],
+        note,
+        ("Plain", [[plain, plain_image], [plain_save]]),
+        (
+            "Patched, and plain at equal strength",
+            [[aqclip, grain], [compared, image, equal_image], [save, equal_save]],
+        ),
+        beside(flow, plain_image, image, equal_image, words="Plain; patched; plain at equal strength"),
+    )
+
+
 def second_pass(flow: Workflow) -> None:
     checkpoint = flow.node("CheckpointLoaderSimple", ckpt_name=SD15)
     positive, negative = prompts(flow, checkpoint[1])

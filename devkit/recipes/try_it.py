@@ -27,7 +27,7 @@ def four_bits(flow: Workflow) -> None:
         runs=12,
         held_out=2,
         filename="try_it_W4A4",
-        size=(420, 940),
+        size=(420, 0),
         **as_used,
     )
     drift = flow.node("GimbalQDrift", model=rounded[0], stats=stats[0])
@@ -47,7 +47,7 @@ def four_bits(flow: Workflow) -> None:
         "Strokes that the rounding broke stay broken. Only what is systematic comes back.",
     )
     labels = "full precision\n4 bits | as they are\n4 bits | with Q-Drift"
-    result = sheet(flow, samplers, labels, f"One seed, {BROKEN}")
+    result = sheet(flow, [sampler[0] for sampler in samplers], labels, f"One seed, {BROKEN}")
     _place(
         flow,
         [model, letters, seed, cfg, note],
@@ -77,8 +77,31 @@ def burnt(flow: Workflow) -> None:
         "Change cfg or the seed: one node each feeds all three samplers. At cfg 3 little is left to do.",
         "Compare with plain sampling at cfg 8: part of what AQClip does is to lower contrast.",
     )
-    result = sheet(flow, samplers, "plain\nMicrograin | smooth, 1 %\nAQClip | strong", "Guidance 12, one seed")
+    labels = "plain\nMicrograin | smooth, 1 %\nAQClip | strong"
+    result = sheet(flow, [sampler[0] for sampler in samplers], labels, "Guidance 12, one seed")
     _place(flow, [model, letters, seed, cfg, note], [[grain, aqclip]], "Micrograin and AQClip", samplers, result)
+
+
+def better_or_weaker(flow: Workflow) -> None:
+    model, letters, seed, cfg = load(flow, BURNT)
+    aqclip = flow.node("GimbalAQClip", model=model[0], corridor="strong", confidence="attention", tile=8, stride=4)
+    common = {"positive": letters[0], "negative": letters[1], "latent_image": letters[2], "seed": seed[0], "steps": 8}
+    common |= {"cfg": cfg[0], "sampler_name": "euler", "scheduler": "simple"}
+    plain = flow.node("KSampler", caption="Plain", model=model[0], **common)
+    compared = flow.node("GimbalEqualStrength", model=aqclip[0], plain_model=model[0], **common)
+    note = look(
+        flow,
+        "Press Run",
+        "**AQClip** calms guidance 12, but a lower cfg does so too. **Compare at Equal Strength** finds the plain cfg whose "
+        "latents have the same deviation, and samples it at the same seed.",
+        "Compare the last two rows: the same strength, with AQClip and without. The node shows the cfg that it found.",
+        "If the last row is as good, the cfg does the same for less.",
+        "Connect another patch to the input *model*, and the model itself to *plain_model*.",
+    )
+    labels = "plain\nAQClip | strong, same cfg\nplain | at equal strength"
+    result = sheet(flow, [plain[0], compared[0], compared[1]], labels, "Guidance 12, one seed")
+    start = [model, letters, seed, cfg, note]
+    _place(flow, start, [[aqclip]], "What is judged", [plain, compared], result)
 
 
 def load(flow: Workflow, cfg: float) -> list[Node]:
@@ -90,13 +113,19 @@ def load(flow: Workflow, cfg: float) -> list[Node]:
     ]
 
 
-def sheet(flow: Workflow, samplers: Sequence[Node], labels: str, title: str) -> tuple[list[Node], list[Node]]:
-    """The samplers' pictures, a labelled band each: decoders and sheet, and the picture to look at."""
-    decoded = [flow.node("GimbalDemoDecode", latent=sampler[0], size=(220, 0)) for sampler in samplers]
+def sheet(
+    flow: Workflow, latents: Sequence[tuple[Node, int]], labels: str, title: str
+) -> tuple[list[Node], list[Node]]:
+    """The latents' pictures, a labelled band each: decoders and sheet, and the picture to look at."""
+    names = [line[:1].upper() + line[1:].replace(" | ", ", ") for line in labels.splitlines()]
+    decoded = [
+        flow.node("GimbalDemoDecode", caption=name, latent=latent, size=(220, 0))
+        for name, latent in zip(names, latents, strict=True)
+    ]
     bands = dict(zip(("first", "second", "third", "fourth"), (each[0] for each in decoded), strict=False))
     made = flow.node("GimbalDemoSheet", title=title, labels=labels, columns=len(TEXT), **bands)
     save = flow.node(
-        "SaveImage", caption="Before and after", images=made[0], filename_prefix="gimbal/try it", size=(1000, 600)
+        "SaveImage", caption="Before and after", images=made[0], filename_prefix="gimbal/try it", size=(1000, 640)
     )
     return [*decoded, made], [save]
 

@@ -101,6 +101,28 @@ def test_a_strength_out_of_reach_is_said(compare, tiny):
     assert f"plain cfg {cfg:.3g}, is weaker" in text
 
 
+def test_a_comparison_that_is_cancelled_says_so_on_the_node(tiny):
+    """A text about a run that goes on would stay there."""
+    from comfy.model_management import InterruptProcessingException
+
+    from gimbal.host.comparing import compare
+    from gimbal.host.messages import NOWHERE, Messages
+
+    shown = []
+
+    class Heard(Messages):
+        def add(self, words):
+            shown.append(words)
+
+    def cancelled(model, cfg):
+        raise InterruptProcessingException()
+
+    plain = tiny.model("sd3")
+    with pytest.raises(InterruptProcessingException):
+        compare(Heard("Compare", NOWHERE), plain, plain, cancelled, 6.0, 2, 0.01)
+    assert shown == ["stopped before the comparison was complete"]
+
+
 def test_a_latent_of_nan_is_refused(compare, tiny):
     plain = tiny.model("sd3")
     broken = plain.clone()

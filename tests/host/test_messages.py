@@ -116,6 +116,21 @@ def test_a_cached_model_speaks_again_and_on_its_own_node(texts, defaults):
     assert list(texts(graph({"21": clip}, "21", seed=13))) == ["21"]
 
 
+def test_a_comparison_says_what_it_samples_and_what_it_found(texts, defaults):
+    whole = graph({"50": defaults("GimbalAQClip", model=["1", 0], corridor="strong")}, "1")
+    both = {"model": ["50", 0], "plain_model": ["1", 0], "positive": ["2", 0], "negative": ["2", 1]}
+    compared = defaults("GimbalEqualStrength", latent_image=["2", 2], **both)
+    compared[1].update(seed=31, steps=3, cfg=6.0, max_runs=2, scheduler="simple")
+    whole["90"] = dict(zip(("class_type", "inputs"), compared, strict=True))
+    found = texts(whole)
+    said = found["90"]
+    assert said[0] == "sampling model at cfg 6"
+    assert said[1] == "sampling plain_model at cfg 6, run 1 of at most 2"
+    assert said[2].startswith("sampling plain_model at cfg") and said[2].endswith("run 2 of at most 2")
+    assert len(said) == 4 and said[3].startswith(("Plain cfg ", "No plain cfg of the same strength was found in 2"))
+    assert found["50"][-1].startswith("acted on 3 of 3 model calls")
+
+
 def test_latent_nodes_speak(texts, defaults):
     whole = graph({}, "1", seed=21)
     whole["30"] = dict(
