@@ -33,7 +33,7 @@ def aqclip(
     k_min: float = 2.5,
     k_max: float = 4.5,
 ) -> Tensor:
-    """Clip every tile softly into its corridor [l, h] and blend the overlapping tiles evenly.
+    """Clip every tile softly into its corridor [l, h] and blend the overlapping tiles evenly (aqclip_cpu, aqclip_device).
 
     Source: QSilk Sec. 3.2-3.3, Eq. 2 and Alg. 1, as METHODS.md section 2 reads them. With mu and sd the mean and
     (population) standard deviation of a tile over channels and positions, H its confidence, m = (l + h) / 2 and
