@@ -1,14 +1,14 @@
-"""The one command for working on Gimbal. Python 3.11+, nothing else needed; everything it makes lies under .dev/.
+"""The one command for working on Gimbal. Python 3.11+, nothing else needed; everything it makes is under .dev/.
 
 python dev.py demo       pictures from a real ComfyUI with a Gimbal node in the graph
 python dev.py test       all tests (--quick: without ComfyUI; --comfyui PATH: on another ComfyUI; -n 0: one process)
-python dev.py comfyui    a ComfyUI with the pack and the demo model, to play in
+python dev.py comfyui    a ComfyUI with the pack and the demo model, to experiment in
 python dev.py bench      benchmarks of speed, as ratios within one run; `bench evidence` and `bench referee` measure what pictures become
 python dev.py checkpoints  paired pictures of your own models on your own ComfyUI (docs/CHECKPOINTS.md)
 python dev.py train      train the demo model anew
 python dev.py workflows  write workflows/ anew from devkit/recipes/ (--thumbnails: draw their pictures)
 python dev.py quantize   write the quantized twin of a model's file (--help: the formats)
-python dev.py lock       make the lock files anew
+python dev.py lock       renew the pinned environment
 """
 
 from __future__ import annotations
@@ -38,19 +38,22 @@ def main() -> int:
 
     command("demo", demo, "Run the bundled demo workflow in a real ComfyUI and write its pictures.")
     text = (
-        "Run the tests; what follows is passed on to pytest. Without it, some run twice, on two kinds of CPU kernels."
+        "Run the tests. Further arguments are passed to pytest; without any, the tests marked numerics run a second time, on "
+        "the kernels of an older CPU."
     )
     test_parser = command("test", test, text, allow_abbrev=False)
-    test_parser.add_argument("--quick", action="store_true", help="only what needs no ComfyUI")
-    test_parser.add_argument("-n", dest="workers", metavar="N", help="processes (default: one a core, at most 4)")
-    command("comfyui", play, "Start ComfyUI with the pack and the demo model; what follows is passed on to it.")
+    test_parser.add_argument("--quick", action="store_true", help="only the tests that need no ComfyUI")
+    test_parser.add_argument(
+        "-n", dest="workers", metavar="N", help="number of processes (default: one per core, at most 4)"
+    )
+    command("comfyui", play, "Start ComfyUI with the pack and the demo model. Further arguments are passed to it.")
     command("bench", bench, "Run the benchmarks named, or all those of speed.")
     # Their own --help says what they take.
     command("checkpoints", checkpoints, "Paired pictures of your own checkpoints.", host=False, add_help=False)
     command("quantize", quantize, "Write the quantized twin of a model's file.", host=False, add_help=False)
-    command("train", train, "Train the demo model; what follows is passed on to demo/train.py.")
+    command("train", train, "Train the demo model. Further arguments are passed to demo/train.py.")
     command("workflows", workflows, "Write workflows/ anew from devkit/recipes/.")
-    command("lock", relock, "Make devkit/locks anew.", host=False)
+    command("lock", relock, "Renew the pinned environment in devkit/locks.", host=False)
     args, rest = parser.parse_known_args()
     # Keep the repository root off sys.path: its `nodes` would shadow ComfyUI's module of that name.
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -125,7 +125,7 @@ def trim() -> io.Input:
         min=0.0,
         max=100.0,
         step=0.5,
-        tooltip="Leave out single values whose error is this many standard deviations off. 0 leaves nothing out; 4 is what "
+        tooltip="Leave out single values whose error is more than this many standard deviations off. 0 leaves nothing out; 4 is what "
         "the paper's code does: 0.15 to 0.4 % of values and 2 to 10 % of V on the demo models, and no steady difference in the "
         "pictures.",
     )

@@ -36,7 +36,7 @@ def tiles() -> list[io.Input]:
             default=16,
             min=1,
             max=512,
-            tooltip="Distance between tiles. Half a tile blends neighbours without seams, and is taken where this is above 'tile'.",
+            tooltip="Distance between tiles. Half a tile blends neighbours without seams, and is used where this is above 'tile'.",
         ),
     ]
 

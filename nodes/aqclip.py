@@ -33,7 +33,7 @@ def limits() -> list[io.Input]:
             default="gentle",
             tooltip="How far a tile's values may stray from its mean. gentle: 2.5 to 4.5 standard deviations, wider where "
             "the picture has structure; changes a clean latent little (36 dB). strong: 1.75 to 3; it lowers contrast, as a lower cfg does. "
-            "paper: the one-sided corridor and doubling tanh as printed; it damages pictures and is here for comparison.",
+            "paper: the one-sided corridor and contrast-doubling tanh as printed; it damages pictures and is here for comparison.",
         ),
         _inputs.strength(),
     ]

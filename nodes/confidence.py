@@ -76,7 +76,7 @@ class GimbalConfidencePreview(io.ComfyNode):
             node_id="GimbalConfidencePreview",
             display_name=cls.NAME,
             category="gimbal/qsilk",
-            description="Shows the confidence that AQClip or Watch Confidence saw in the run that made this latent. "
+            description="Shows the confidence that AQClip or Watch Confidence measured in the run that made this latent. "
             "Without a model: the gradient confidence of the latent itself.",
             inputs=[
                 io.Latent.Input("latent", tooltip="The sampler's output."),

@@ -17,7 +17,9 @@ def _sampling() -> list[io.Input]:
     return [
         io.Conditioning.Input("positive", tooltip="Used by both models."),
         io.Conditioning.Input("negative", tooltip="Used by both models."),
-        io.Latent.Input("latent_image", tooltip="A batch tells more than one picture, and is matched as a whole."),
+        io.Latent.Input(
+            "latent_image", tooltip="A batch gives a more reliable answer than one picture; it is matched as a whole."
+        ),
         io.Int.Input(
             "seed",
             default=0,

@@ -25,7 +25,7 @@ def limits() -> list[io.Input]:
             options=FORMS,
             default="smooth",
             tooltip="smooth: towards the two quantiles without a kink, from 'knee' on; acts two to three times as strongly as "
-            "hard. hard: clamp at the two quantiles; all between them stays exactly as it is. "
+            "hard. hard: clamp at the two quantiles; values between them stay exactly as they are. "
             "tanh: the paper's Eq. 1 as printed; it multiplies contrast by alpha everywhere and is here for "
             "comparison (at alpha 2 it ruins pictures).",
         ),
@@ -35,7 +35,7 @@ def limits() -> list[io.Input]:
             min=0.0,
             max=0.49,
             step=0.0005,
-            tooltip="Lower quantile: the darkest share of values pulled up to the rest. 0 leaves the low side alone.",
+            tooltip="Lower quantile: values below it are pulled up to it. 0 leaves the low side alone.",
         ),
         io.Float.Input(
             "q_high",
@@ -43,7 +43,7 @@ def limits() -> list[io.Input]:
             min=0.51,
             max=1.0,
             step=0.0005,
-            tooltip="Upper quantile: values above it are pulled down to the rest. 1 leaves the high side alone.",
+            tooltip="Upper quantile: values above it are pulled down to it. 1 leaves the high side alone.",
         ),
         _inputs.strength(),
     ]

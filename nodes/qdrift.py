@@ -27,7 +27,7 @@ def options() -> list[io.Input]:
             default=ADVISED,
             tooltip="advised: what helped on the calibration's held-out runs, or nothing. drift: Q-Drift, for error that acts "
             "as noise. moments: after each step every channel gets full precision's mean and deviation. both: drift and moments. "
-            "layers: takes the mean error of each layer's output out inside the network, under any sampler.",
+            "layers: subtracts the mean error of each layer's output, inside the network, under any sampler.",
         ),
         io.Float.Input(
             "strength",
@@ -35,7 +35,7 @@ def options() -> list[io.Input]:
             min=0.0,
             max=2.0,
             step=0.05,
-            tooltip="How much of the correction of every step. 1 is all of it; 0 changes nothing, bit for bit.",
+            tooltip="How much of each step's correction is applied. 1 is all of it; 0 changes nothing, bit for bit.",
         ),
     ]
     details = [
@@ -50,9 +50,9 @@ def options() -> list[io.Input]:
             "rule",
             options=list(CHOICES["rule"]),
             default="auto",
-            tooltip="How c follows from the variance. auto: the paper's for one-step samplers on eps models, its form in the "
-            "right variable on flow models, and for multistep samplers what their errors really add up to. "
-            "paper: as printed; over-corrects multistep samplers, and on flow models scales the picture's contrast.",
+            tooltip="The formula of the gain. auto: accumulated for multistep samplers, which counts the outputs that they use again; "
+            "else paper on eps models and marginal, the same for the noise that a flow model's prediction implies, on flow "
+            "models. paper: as printed; over-corrects multistep samplers, and on flow models scales the picture's contrast.",
         ),
     ]
     return [*shown, *_inputs.advanced(details)]
@@ -64,14 +64,14 @@ def advanced_options() -> list[io.Input]:
             "variance",
             options=["conditional", "unconditional"],
             default="conditional",
-            tooltip="conditional: what of the error cannot be told from the prediction. unconditional: all of it (the paper's "
+            tooltip="conditional: the part of the error that the prediction does not explain. unconditional: all of it (the paper's "
             "ablation).",
         ),
         io.Combo.Input(
             "bias",
             options=list(BIAS),
             default="off",
-            tooltip="In the place of Q-Drift's gain, takes off each channel's mean error given the prediction (D2-DPM); "
+            tooltip="Instead of Q-Drift's gain, subtracts each channel's mean error given the prediction (D2-DPM); "
             "stochastic: a draw of the error. Here for comparison: the paper measured it to do harm (FID 31.7 to 75.1), and "
             "so did we at 3 and 4 bits.",
         ),
@@ -94,9 +94,9 @@ class GimbalQDrift(io.ComfyNode):
             node_id="GimbalQDrift",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Against the colour shift and quality loss of a quantized model (GGUF, fp8, nvfp4, SVDQuant): leads each "
-            "sampling step back to where full precision would be, by statistics from Q-Drift Calibrate: Q-Drift, moment matching, "
-            "layer correction. Works under an ordinary KSampler. No extra model calls.",
+            description="Against the colour shift and quality loss of a quantized model (GGUF, fp8, nvfp4, SVDQuant): corrects each "
+            "sampling step towards full precision, with statistics from Q-Drift Calibrate (Q-Drift, moment matching, layer "
+            "correction). Works under an ordinary KSampler. No extra model calls.",
             search=QUANTIZED,
             reports=True,
             inputs=[

@@ -199,7 +199,7 @@ def _name() -> io.Input:
     return io.String.Input(
         "name",
         default="trajectory",
-        tooltip="Folder in models/qdrift/trajectories. One of other inputs is not touched: a number is added.",
+        tooltip="Folder in models/qdrift/trajectories. A folder of other inputs is not touched: a number is added.",
     )
 
 

@@ -141,8 +141,8 @@ def _shape() -> list[io.Input]:
             "curve",
             options=["linear", "bound"],
             default="linear",
-            tooltip="From energy to scale. linear: the paper's. bound: ours, the largest scale that leaves the data no "
-            "further anywhere than w_min does at the strongest place.",
+            tooltip="How the scale follows from the energy. linear: as in the paper. bound: ours, the largest scale that "
+            "moves no place further than w_min moves the strongest one.",
         ),
         io.Combo.Input(
             "scope",

@@ -40,7 +40,7 @@ class GimbalSimulateQuantization(io.ComfyNode):
                     "preset",
                     options=[*PRESETS, OWN],
                     default=DEFAULT,
-                    tooltip="Bits of weights and activations: W3A4 is 3 and 4. own: those of weight_bits and activation_bits, 4 where these are left.",
+                    tooltip="Bits of weights and activations: W3A4 is 3 and 4. own: those of weight_bits and activation_bits, 4 where these say by preset.",
                 ),
                 io.Combo.Input(
                     "weight_bits",

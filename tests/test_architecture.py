@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ("mymethod", "mycorrector")  # of how to add one
+EXAMPLES = ("mymethod", "mycorrector", "_name")  # of how to add one
 
 
 def test_every_file_that_it_names_exists():
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     here = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py")]
     named = [name for name in re.findall(r"`([\w/]+\.py)`", text) if not any(word in name for word in EXAMPLES)]
-    assert len(named) > 40
+    assert len(named) > 50
     assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in here)] == []
 
 
