@@ -28,6 +28,7 @@ TEXT, SEED = "GIMBAL", 7
 CELL, GAP, WIDTH, LARGEST = 112, 4, 700, 40_000
 BANNER = (1260, 540)
 DARK, PALE, FAINT = (24, 28, 40), (244, 241, 222), (150, 152, 160)  # of the icon
+CORRECTIONS = ("drift", "moments", "layers and moments")
 TILES = {"tile": 8, "stride": 4}  # of 16 x 16 latent positions
 
 
@@ -144,13 +145,14 @@ def simulate_quantization(graph: Graph) -> None:
 
 def qdrift(graph: Graph) -> None:
     stats, coarse = calibrated(graph), quantized(graph, "W3A4")
-    corrected = (graph.add("GimbalQDrift", model=coarse, stats=stats, correction=c) for c in ("drift", "moments"))
+    corrected = (graph.add("GimbalQDrift", model=coarse, stats=stats, correction=c) for c in CORRECTIONS)
     for model in (graph.model, coarse, *corrected):
         graph.row(graph.sampled(model, 3.0, 20))
 
 
 def report(graph: Graph) -> None:
-    graph.show(graph.add("GimbalQDriftReport", stats=calibrated(graph)))
+    plots = 2
+    graph.show([graph.add("GimbalQDriftReport", stats=calibrated(graph))[0], plots])
 
 
 def quantized(graph: Graph, preset: str) -> list:

@@ -12,7 +12,7 @@ CANVAS_HEAD, CANVAS_WIDGET, CANVAS_TEXT = 16, 24, 110
 # "Issues" below a loader whose file is missing.
 VUE_HEAD, VUE_WIDGET, VUE_STRING, VUE_TEXT, VUE_FOOT = 14, 28, 36, 68, 24
 # By which a node of the pack grows below its widgets: by what it says of a run, and by a picture.
-SAID, SHOWN = 70, 240
+SAID, SHOWN = 70, 300
 
 
 def on_canvas(sockets: int, widgets: Sequence[Widget]) -> int:

@@ -106,7 +106,7 @@ def test_room_is_kept_for_both_ways_of_drawing(flow):
     patch = Workflow({**INFO, "Patch": spoken}, "test")
     assert patch.node("Patch", model=patch.node("Loader")[0]).room == 14 + 20 + 28 + 2 * 24 + 70
     spoken["output_node"] = True
-    assert patch.node("Patch", model=patch.node("Loader")[0]).room == 14 + 20 + 28 + 2 * 24 + 70 + 240
+    assert patch.node("Patch", model=patch.node("Loader")[0]).room == 14 + 20 + 28 + 2 * 24 + 70 + 300
     assert (loader.height, loader.room) == (16 + 40 + 24, 14 + 40 + 28 + 24)
     note = flow.note("What", "text", height=90, room=200)
     flow.grid([[loader, note, sampler]])

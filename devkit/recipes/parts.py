@@ -11,7 +11,7 @@ NEGATIVE = "blurry, oversaturated, low quality"
 SEED, BURNT = 7, 12.0  # BURNT: a cfg at which the clamps have visible work
 # Of Micrograin, for a difference at the first glance: at its default it takes off 0.1 %.
 STRONGER = {"form": "smooth", "q_low": 0.01, "q_high": 0.99}
-PICTURE, STRIP, NOTE, RESULT = (340, 320), (780, 420), 340, (900, 560)
+PICTURE, STRIP, NOTE, RESULT = (340, 430), (780, 460), 340, (900, 560)
 
 
 def prompts(flow: Workflow, clip: tuple[Node, int], prompt: str = PROMPT, negative: str = NEGATIVE) -> list[Node]:
@@ -41,7 +41,7 @@ def picture(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str, out
 def film(flow: Workflow, sampler: Node, vae: tuple[Node, int], name: str) -> tuple[Node, Node]:
     """The same for a video, shown on the node."""
     decoded = flow.node("VAEDecode", samples=sampler[0], vae=vae)
-    options = {"filename_prefix": f"gimbal/{name}", "fps": 16.0, "size": (PICTURE[0], 520)}
+    options = {"filename_prefix": f"gimbal/{name}", "fps": 16.0, "size": (PICTURE[0], 540)}
     return decoded, flow.node("SaveAnimatedWEBP", caption=name.capitalize(), images=decoded[0], **options)
 
 

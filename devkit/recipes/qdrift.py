@@ -80,7 +80,7 @@ def judge_fp8(flow: Workflow) -> None:
     clip = flow.node("DualCLIPLoader", clip_name1=CLIP_L, clip_name2=T5, type="flux")
     latent = flow.node("EmptySD3LatentImage", width=1024, height=1024)
     made = calibrated(flow, full, quantized, clip, latent, "flux1-dev_fp8_e4m3fn", FLUX_SETTINGS, (480, 0))
-    report = flow.node("GimbalQDriftReport", stats=made[0], size=(1280, 680))
+    report = flow.node("GimbalQDriftReport", stats=made[0], size=(560, 480))
     note = look(
         flow,
         "Measure before you repair",

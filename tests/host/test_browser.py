@@ -30,7 +30,7 @@ IMAGES = """kind => app.graph._nodes.filter(n => n.type === kind).map(n => {
 AFTER_A_RUN = """([pictures, speaking, words]) => {
     const tell = (name, detail) => app.api.dispatchEvent(new CustomEvent(name, {detail}))
     for (const n of app.graph._nodes) {
-        const node = String(n.id), own = n.type.startsWith("Gimbal"), filename = pictures[Number(own)]
+        const node = String(n.id), filename = pictures[n.type.startsWith("Gimbal") ? 0 : n.size[0] < 500 ? 1 : n.type === "SaveImage" ? 2 : 3]
         const output = {images: [{filename, subfolder: "", type: "output"}]}
         if (n.constructor.nodeData?.output_node) tell("executed", {node, display_node: node, prompt_id: "1", output})
         if (speaking.includes(n.type)) tell("progress_text", {nodeId: node, text: words})
@@ -196,8 +196,9 @@ def test_there_is_room_for_what_a_run_shows(page, server, path):
 
     folder = server.base / "output"
     folder.mkdir(exist_ok=True)
-    Image.new("RGB", (1024, 1024), (30, 120, 70)).save(folder / "square.png")
-    Image.new("RGB", (480, 360), (30, 120, 70)).save(folder / "card.png")
+    shapes = {"card.png": (480, 360), "square.png": (512, 512), "sheet.png": (959, 518), "strip.png": (1024, 512)}
+    for name, shape in shapes.items():
+        Image.new("RGB", shape, (30, 120, 70)).save(folder / name)
     known = server.get("/object_info")
     speaking = [
         name
@@ -205,7 +206,7 @@ def test_there_is_room_for_what_a_run_shows(page, server, path):
         if name.startswith("Gimbal") and "unique_id" in info["input"].get("hidden", {})
     ]
     browser.load(page, saved(path))
-    page.evaluate(AFTER_A_RUN, [["square.png", "card.png"], speaking, WORDS])
+    page.evaluate(AFTER_A_RUN, [list(shapes), speaking, WORDS])
     browser.fit(page)  # a node out of sight loads no picture
     page.wait_for_timeout(1000)
     browser.close_messages(page)
