@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy.model_patcher import ModelPatcher
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ..calibration.provenance import Provenance
@@ -53,7 +52,7 @@ def compare_weights(node: str, about: Provenance, patcher: ModelPatcher) -> str:
     return "" if weights == about.quantized_digest else "other weights (another file, number format or LoRA)"
 
 
-def log_mismatches(about: Provenance, guider: Any, sampler: str, weights: str, messages: Messages) -> None:
+def log_mismatches(about: Provenance, guider: CFGGuider, sampler: str, weights: str, messages: Messages) -> None:
     """One warning for all that differs from the calibration and may matter. What a file does not tell is not asked.
 
     weights: as `compare_weights` found them.

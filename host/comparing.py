@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
+
 from ..core.equal_strength import SampledScale, closest, deviation, matching_scale
 from .messages import Messages
 
@@ -44,7 +46,7 @@ class Comparison:
         )
 
 
-def ksampler(model: Any, cfg: float, *, latent_image: dict[str, Any], **options: Any) -> dict[str, Any]:
+def ksampler(model: ModelPatcher, cfg: float, *, latent_image: dict[str, Any], **options: Any) -> dict[str, Any]:
     """The LATENT that the KSampler node makes. options: its other inputs."""
     from nodes import common_ksampler  # ComfyUI's module, which tools that only read the nodes need not load
 
@@ -53,9 +55,9 @@ def ksampler(model: Any, cfg: float, *, latent_image: dict[str, Any], **options:
 
 def compare(
     messages: Messages,
-    model: Any,
-    plain_model: Any,
-    sample: Callable[[Any, float], dict[str, Any]],
+    model: ModelPatcher,
+    plain_model: ModelPatcher,
+    sample: Callable[[ModelPatcher, float], dict[str, Any]],
     cfg: float,
     trials: int,
     tolerance: float,

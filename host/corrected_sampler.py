@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
@@ -17,10 +18,11 @@ from .calibration_match import check_model, log_mismatches
 from .correction import FIRST_ORDER, REFUSE, Correction, noise_sources
 from .messages import Messages
 from .per_call import PerCallCorrector
+from .protocols import SampledModel
 from .sampling.hooks import around_network
 
 
-def corrected(correction: Correction, sampler: Any) -> comfy.samplers.KSAMPLER:
+def corrected(correction: Correction, sampler: comfy.samplers.Sampler) -> comfy.samplers.KSAMPLER:
     """`sampler` with a correction built in.
 
     Raises:
@@ -42,17 +44,17 @@ def corrected(correction: Correction, sampler: Any) -> comfy.samplers.KSAMPLER:
 class CorrectedSampler:
     """A sampler function, as ComfyUI's KSAMPLER calls it."""
 
-    def __init__(self, correction: Correction, plain: Any):
+    def __init__(self, correction: Correction, plain: Callable[..., Tensor]):
         self.correction, self.plain = correction, plain
         self.__name__ = getattr(plain, "__name__", "sampler")
 
     def __call__(
         self,
-        model: Any,
+        model: SampledModel,
         x: Tensor,
         sigmas: Tensor,
         extra_args: dict | None = None,
-        callback: Any = None,
+        callback: Callable[..., None] | None = None,
         disable: bool | None = None,
         **options: Any,
     ) -> Tensor:
@@ -105,7 +107,13 @@ class CorrectedSampler:
         return self._run(plan, maps, model, x, extra_args, callback)
 
     def _run(
-        self, plan: Plan, maps: list[Map | None], model: Any, x: Tensor, extra_args: dict, callback: Any
+        self,
+        plan: Plan,
+        maps: list[Map | None],
+        model: SampledModel,
+        x: Tensor,
+        extra_args: dict,
+        callback: Callable[..., None] | None,
     ) -> Tensor:
         mask = extra_args.get("denoise_mask")
         return run(

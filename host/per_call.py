@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.qdrift import cap_gain, euler_gain, quadrature_gain
 from ..core.schedule import StepCounter
+from .protocols import SampledModel
 
 
 class PerCallCorrector:
@@ -28,7 +29,7 @@ class PerCallCorrector:
 
     def __init__(
         self,
-        model: Any,
+        model: SampledModel,
         sigmas: Tensor,
         path: str,
         rule: str,

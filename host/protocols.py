@@ -13,6 +13,15 @@ class ModelSampling(Protocol):
     def percent_to_sigma(self, percent: float) -> float: ...
 
 
+class SampledModel(Protocol):
+    """A model as a sampler function calls it (comfy.samplers.KSamplerX0Inpaint): denoised prediction at a noise level."""
+
+    inner_model: Any  # the guider, of any kind
+    sigmas: Tensor  # (steps + 1,), of the run
+
+    def __call__(self, x: Tensor, sigma: Tensor, **options: Any) -> Tensor: ...
+
+
 class Executor(Protocol):
     """What a wrapper calls on, with the arguments that it got (comfy.patcher_extension.WrapperExecutor)."""
 

@@ -21,6 +21,7 @@ from ...core.place_hooks import acting
 from ...core.places import Place
 from ...core.run_means import RunMeans
 from ..network_layers import place_fault
+from ..protocols import SampledModel
 from ..sampling.hooks import NetworkCall, around_network
 from .layer_means import level_of
 from .recording import run_name
@@ -131,7 +132,9 @@ class _Search:
 
         stock = comfy.samplers.sampler_object(task.schedule.sampler)
 
-        def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **options: Any) -> Tensor:
+        def sampler(
+            model: SampledModel, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **options: Any
+        ) -> Tensor:
             inside = around_network(extra_args or {}, correct)
             return stock.sampler_function(model, x, sigmas, extra_args=inside, **options)
 

@@ -21,6 +21,7 @@ from ...core.shapes import to_float64
 from ...core.solvers import Stepper
 from ..correction import Correction, noise_sources
 from ..network_layers import ActingLayers
+from ..protocols import SampledModel
 from ..sampling.hooks import around_network
 from .sampling_runs import CalibrationRun, sample
 from .task import CALIBRATED_OPTIONS, DRIFT_ALONE, Task
@@ -108,7 +109,9 @@ class _QuantizedRun:
                 f"{self._run.seed}; the file may be broken or of a format that this ComfyUI cannot read."
             )
 
-    def _sampler(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any) -> Tensor:
+    def _sampler(
+        self, model: SampledModel, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any
+    ) -> Tensor:
         extra_args = extra_args or {}
         if self._inside is not None:
             extra_args = around_network(extra_args, self._inside)

@@ -18,6 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...calibration.trajectories import ModelCall, Trajectory
+from ..protocols import SampledModel
 from ..sampling.hooks import around_network
 from .layer_means import PlaceWatch
 
@@ -74,7 +75,7 @@ def record(
             )
         calls.append(ModelCall(x, sigma.detach().to("cpu", copy=True), denoised))
 
-    def sampler(model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+    def sampler(model: SampledModel, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
         if watch is not None:
             watch.start()
             options["extra_args"] = around_network(options.get("extra_args") or {}, watch)
@@ -117,7 +118,7 @@ def replay(
 ) -> None:
     """Ask the quantized model at exactly the recorded states; on_call gets its prediction, on the CPU."""
 
-    def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any) -> Tensor:
+    def sampler(model: SampledModel, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any) -> Tensor:
         for call in calls:
             comfy.model_management.throw_exception_if_processing_interrupted()
             denoised = model(call.x.to(x.device), call.sigma.to(x.device), **(extra_args or {})).detach().cpu()
@@ -135,7 +136,7 @@ def replay(
 class _Listening:
     """The model as a sampler sees it, with an ear at each call."""
 
-    def __init__(self, model: Any, keep: Callable[[Tensor, Tensor, Tensor], None]):
+    def __init__(self, model: SampledModel, keep: Callable[[Tensor, Tensor, Tensor], None]):
         self._model = model
         self._keep = keep
 
@@ -150,7 +151,13 @@ class _Listening:
         return getattr(self._model, name)
 
 
-def sample(model: ModelPatcher, schedule: Schedule, run: CalibrationRun, sampler: Any, callback: Any) -> None:
+def sample(
+    model: ModelPatcher,
+    schedule: Schedule,
+    run: CalibrationRun,
+    sampler: comfy.samplers.Sampler,
+    callback: Callable[..., None] | None,
+) -> None:
     """A run through ComfyUI's own sampling, whose result the sampler keeps."""
     latent = comfy.sample.fix_empty_latent_channels(model, schedule.latent)
     index = None if schedule.batch_index is None else list(schedule.batch_index)

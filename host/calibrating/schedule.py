@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from comfy.sd import CLIP
 
 from .. import identity
 from .model_pair import Traits
@@ -74,7 +74,7 @@ def make_runs(
     return tuple(CalibrationRun(seed, *pairs[i % len(pairs)], digests[i % len(pairs)]) for i, seed in enumerate(seeds))
 
 
-def _encoded(clip: Any, text: str) -> Conditioning:
+def _encoded(clip: CLIP, text: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 

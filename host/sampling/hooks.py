@@ -15,6 +15,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import Sampler
 from torch import Tensor, nn
 
 from ..protocols import Executor
@@ -37,7 +38,7 @@ class _StartRun:
         executor: Executor,
         noise: Tensor,
         latent: Tensor,
-        sampler: Any,
+        sampler: Sampler,
         sigmas: Tensor,
         denoise_mask: Tensor | None = None,
         callback: Callable[..., None] | None = None,
@@ -110,16 +111,16 @@ def add_stage(model: ModelPatcher, stage: Stage) -> ModelPatcher:
 class _ReplaceSampler:
     """OUTER_SAMPLE wrapper: another sampler in the place of the one that was chosen."""
 
-    def __init__(self, exchange: Callable[[Any], Any]):
+    def __init__(self, exchange: Callable[[Sampler], Sampler]):
         self.exchange = exchange
 
     def __call__(
-        self, executor: Executor, noise: Tensor, latent: Tensor, sampler: Any, *args: Any, **kwargs: Any
+        self, executor: Executor, noise: Tensor, latent: Tensor, sampler: Sampler, *args: Any, **kwargs: Any
     ) -> Tensor:
         return executor(noise, latent, self.exchange(sampler), *args, **kwargs)
 
 
-def replace_sampler(model: ModelPatcher, node: str, exchange: Callable[[Any], Any]) -> ModelPatcher:
+def replace_sampler(model: ModelPatcher, node: str, exchange: Callable[[Sampler], Sampler]) -> ModelPatcher:
     """A clone of the model patcher whose runs use exchange(sampler) instead of their sampler.
 
     Raises:
