@@ -52,10 +52,10 @@ class StepCounter:
 class ChosenSteps:
     """Whether each model call of one run lies in one of the chosen steps, with few looks at noise levels.
 
-    A noise level lies on the device, and its value is to be waited for. A falling schedule and a sampler's callbacks bound
-    the step of a call to two. The value is asked for only where these two differ in whether they are chosen, that is at
-    the edges of the chosen range, and wherever the sampler's callbacks are not what they should be. On other schedules
-    every value is asked for.
+    A noise level lies on the device, and its value is to be waited for. Under a sampler that calls the model once a step,
+    with a callback each, callbacks tell the step of a call on a falling schedule. The value is then asked for in the
+    second call, to see that they do, and at the edges of the chosen range. Under other samplers, which wait for levels
+    themselves, and on other schedules it is asked for in every call.
 
     Args:
         sigmas: (steps + 1,) noise levels, in any order.
@@ -68,8 +68,8 @@ class ChosenSteps:
         self._sigmas, self._chosen = tuple(sigmas), tuple(chosen)
         self._falling = all(high >= low for high, low in pairwise(sigmas))
         self._counter = StepCounter(sigmas)
-        self._begun = self._since = 0  # callbacks so far; calls since the last
-        self._regular = True
+        self._calls = 0
+        self._counted = True  # one call a callback, as far as seen
 
     def holds(self, begun: int, value: Callable[[], float]) -> bool:
         """Whether the next call lies in a chosen step. In a falling schedule: in its interval, the higher end included.
@@ -81,23 +81,15 @@ class ChosenSteps:
             return any(self._chosen)
         if not self._falling:
             return self._chosen[min(self._counter.step(value(), begun), len(self._chosen) - 1)]
-        self._since = self._since + 1 if begun == self._begun else 1
-        self._begun = begun
-        known = self._by_callbacks()
-        if known is not None:
-            return known
+        self._counted = self._counted and begun == self._calls < len(self._chosen)
+        self._calls += 1
+        if self._counted and self._calls != 2:
+            near = set(self._chosen[max(begun - 1, 0) : begun + 1])
+            if len(near) == 1:
+                return near.pop()
         step = self._interval(value())
-        if not begun - 1 <= step <= begun:
-            self._regular = False
+        self._counted = self._counted and step == begun
         return self._chosen[step]
-
-    def _by_callbacks(self) -> bool | None:
-        """None where callbacks do not tell."""
-        most = 2 if self._begun else 1  # a step's second call and the next one's first; before any callback one alone
-        if not self._regular or self._since > most or self._begun >= len(self._chosen):
-            return None
-        found = {self._chosen[step] for step in (self._begun - 1, self._begun) if step >= 0}
-        return found.pop() if len(found) == 1 else None
 
     def _interval(self, sigma: float) -> int:
         begun = sum(level * (1.0 + INTERVAL_TOLERANCE) >= sigma for level in self._sigmas[:-1])

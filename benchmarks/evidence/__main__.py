@@ -158,8 +158,8 @@ def measure(options: argparse.Namespace, network: model.Network, part: str, seed
     """What is lacking of one part and seed."""
     critic, samples, heading = judge.load(KEPT), samples_of(part, options), f"{part}, seed {seed}"
     rows, kind = QUANTIZED.get(part, (None, "flow"))
-    precision = "float32" if part == "float32" else options.precision
-    about = runs.about(samples, seed, precision, subjects.weights(kind))
+    dtype = "float32" if part == "float32" else options.precision
+    about = runs.about(samples, seed, dtype, subjects.weights(kind))
     results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     if part in QUANTIZED:
         critic = posters.CellJudge(critic) if part == posters.KIND else critic

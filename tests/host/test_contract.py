@@ -170,7 +170,11 @@ def test_two_copies_share_no_state(tiny, node, family):
 def test_branches_of_one_chain_share_no_state(tiny, node, family):
     patched = apply(node, plain(tiny, node, family))
     alone = tiny.sample(patched, family)
-    branch = apply(node, plain(tiny, node, family) if node in ONE_OF_ITS_KIND else patched, **OTHER.get(node, {"start_percent": 0.5}))
+    branch = apply(
+        node,
+        plain(tiny, node, family) if node in ONE_OF_ITS_KIND else patched,
+        **OTHER.get(node, {"start_percent": 0.5}),
+    )
     tiny.sample(branch, family)
     assert torch.equal(tiny.sample(patched, family), alone)
 
