@@ -29,11 +29,16 @@ class Switch:
     holder: Any
     attribute: str
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it is a layer of Simulate Quantization."""
+        return self.attribute != MIXED
+
     def rounds(self) -> bool:
         """Whether the layer, as it stands, rounds its activations."""
         if getattr(self.holder, self.attribute):
             return False
-        return self.attribute != MIXED or _mixed_rounds(self.module)
+        return self.simulated or _mixed_rounds(self.module)
 
 
 def switches(network: nn.Module) -> list[Switch]:
