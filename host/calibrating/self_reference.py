@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 
 from ..precision import PrecisionStage
-from ..precision_switches import switches
+from ..precision_switches import MixedSwitch, switches
 from ..sampling.hooks import add_stage
 from ..sampling.stages import Window
 from ..simulating.fake_linear import carried_quantization
@@ -24,7 +24,7 @@ def self_reference(node: str, name: str, model: ModelPatcher) -> ModelPatcher:
     """
     simulated = carried_quantization(model)
     # A simulated layer is put on the network when it is loaded; on it now may be another clone's.
-    rounds = any(each.rounds() for each in switches(model.model.diffusion_model) if not each.simulated)
+    rounds = any(each.rounds() for each in switches(model.model.diffusion_model) if isinstance(each, MixedSwitch))
     if not rounds and (simulated is None or simulated.activation_bits is None):
         raise ValueError(
             f"{node}: {name} rounds no activations here, so that it cannot be its own reference (GGUF and other formats "

@@ -50,7 +50,7 @@ def left_behind(model):
     from gimbal.host.precision_switches import switches
 
     network = model.model.diffusion_model
-    on = [each.name for each in switches(network) if getattr(each.holder, each.attribute)]
+    on = [each.name for each in switches(network) if each.is_on]
     hooks = [name for name, module in network.named_modules() if module._forward_hooks or module._forward_pre_hooks]
     return on, hooks
 
