@@ -62,7 +62,8 @@ class MixedSwitch(Switch):
         """As the layer's own forward decides it: a LoRA that is applied on the way leaves nothing rounded, nor does
         offloading where there is no `quant_format`, in ComfyUI up to 0.3.75, which also wants a scale from the file."""
         layer = self.module
-        if self.is_on or getattr(layer, "weight_function", ()) or getattr(layer, "bias_function", ()):
+        functions = [*getattr(layer, "weight_function", ()), *getattr(layer, "bias_function", ())]
+        if self.is_on or functions:
             return False
         if getattr(layer, "quant_format", None) is None:
             return not layer.comfy_cast_weights and getattr(layer, "input_scale", None) is not None
