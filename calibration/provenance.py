@@ -23,6 +23,7 @@ SHARED = (
     "quantized_digest",
     "quantization",
     "trim",
+    "reference",
 )
 
 
@@ -36,6 +37,7 @@ class Provenance:
         cfg: guidance scale. solver, scheduler, steps: the schedule the trajectories followed.
         runs: trajectories taken in. seeds: one a run, as whole numbers, separated by commas in the file.
         prompt_digest: of all prompts. full_model, quantized_model: names; full_digest, quantized_digest: of weights.
+        reference: what full precision was, where it was not a model in full precision; "" where it was.
         quantization: what was seen of it, such as per-layer layouts. trim: JointMoments.update's option, "" for none.
         torch, comfyui, device, attention, date, gimbal: versions, hardware and day, as the host reports them.
         sources: one entry a run that tells its data from every other run's; derived where it is not given.
@@ -57,6 +59,7 @@ class Provenance:
     full_digest: str = ""
     quantized_model: str = ""
     quantized_digest: str = ""
+    reference: str = ""
     quantization: str = ""
     trim: str = ""
     torch: str = ""

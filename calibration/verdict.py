@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from . import report
@@ -35,6 +35,11 @@ class Verdict:
 
 def verdict(statistics: QDriftStatistics) -> Verdict:
     """From the trial on held-out runs where there is one, else from the size of the error alone."""
+    found, reference = _verdict(statistics), statistics.provenance.reference
+    return replace(found, next_step=f"{found.next_step} Reference: {reference}.") if reference else found
+
+
+def _verdict(statistics: QDriftStatistics) -> Verdict:
     error, tried = report.relative_error(statistics), statistics.trial
     if error == 0.0:
         return Verdict(

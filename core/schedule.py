@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 TOLERANCE = 1e-3  # relative: samplers round, and some move a level a little
+INTERVAL_TOLERANCE = 1e-5  # relative: of float32's rounding alone
 
 
 class StepCounter:
@@ -45,3 +47,50 @@ class StepCounter:
             return False
         before, start = self._sigmas[step - 1], self._sigmas[step]
         return sigma >= start * (1.0 - TOLERANCE) if start > before else sigma <= start * (1.0 + TOLERANCE)
+
+
+class ChosenSteps:
+    """Whether each model call of one run lies in one of the chosen steps, with few looks at noise levels.
+
+    A noise level lies on the device, and its value is to be waited for. Under a sampler that calls the model once a step,
+    with a callback each, callbacks tell the step of a call on a falling schedule. The value is then asked for in the
+    second call, to see that they do, and at the edges of the chosen range. Under other samplers, which wait for levels
+    themselves, and on other schedules it is asked for in every call.
+
+    Args:
+        sigmas: (steps + 1,) noise levels, in any order.
+        chosen: for each step whether it is chosen.
+    """
+
+    def __init__(self, sigmas: Sequence[float], chosen: Sequence[bool]):
+        if len(chosen) != max(len(sigmas) - 1, 0):
+            raise ValueError(f"ChosenSteps: {len(chosen)} choices for {len(sigmas)} levels; pass one for each step.")
+        self._sigmas, self._chosen = tuple(sigmas), tuple(chosen)
+        self._falling = all(high >= low for high, low in pairwise(sigmas))
+        self._counter = StepCounter(sigmas)
+        self._calls = 0
+        self._counted = True  # one call a callback, as far as seen
+
+    def holds(self, begun: int, value: Callable[[], float]) -> bool:
+        """Whether the next call lies in a chosen step. In a falling schedule: in its interval, the higher end included.
+
+        Args:
+            begun: callbacks made before it. value: gives its noise level.
+        """
+        if not any(self._chosen) or all(self._chosen):
+            return any(self._chosen)
+        if not self._falling:
+            return self._chosen[min(self._counter.step(value(), begun), len(self._chosen) - 1)]
+        self._counted = self._counted and begun == self._calls < len(self._chosen)
+        self._calls += 1
+        if self._counted and self._calls != 2:
+            near = set(self._chosen[max(begun - 1, 0) : begun + 1])
+            if len(near) == 1:
+                return near.pop()
+        step = self._interval(value())
+        self._counted = self._counted and step == begun
+        return self._chosen[step]
+
+    def _interval(self, sigma: float) -> int:
+        begun = sum(level * (1.0 + INTERVAL_TOLERANCE) >= sigma for level in self._sigmas[:-1])
+        return max(begun - 1, 0)

@@ -143,6 +143,13 @@ def simulate_quantization(graph: Graph) -> None:
         graph.row(graph.sampled(model, 3.0, 20))
 
 
+def precision_plan(graph: Graph) -> None:
+    rounded = quantized(graph, "W4A4")
+    planned = (graph.add("GimbalPrecisionPlan", model=rounded, first_steps=first) for first in (3, 6))
+    for model in (graph.model, rounded, *planned):
+        graph.row(graph.sampled(model, 3.0, 20))
+
+
 def qdrift(graph: Graph) -> None:
     stats, coarse = calibrated(graph), quantized(graph, "W3A4")
     corrected = (graph.add("GimbalQDrift", model=coarse, stats=stats, correction=c) for c in CORRECTIONS)
@@ -185,6 +192,7 @@ RECIPES: dict[str, Callable[[Graph], None]] = {
     "GimbalGuidancePreview": guidance_preview,
     "GimbalEqualStrength": equal_strength,
     "GimbalSimulateQuantization": simulate_quantization,
+    "GimbalPrecisionPlan": precision_plan,
     "GimbalQDrift": qdrift,
     "GimbalQDriftReport": report,
 }

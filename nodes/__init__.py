@@ -10,6 +10,7 @@ from . import (
     confidence,
     equal_strength,
     micrograin,
+    precision_plan,
     qdrift,
     qdrift_calibrate,
     qdrift_files,
@@ -28,6 +29,7 @@ MODULES = (
     qdrift_trajectory,
     qdrift_files,
     qdrift,
+    precision_plan,
     simulate_quantization,
     try_it,
 )

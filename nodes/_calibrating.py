@@ -9,11 +9,13 @@ from ..host.calibrating.finish import CalibrationResult
 from ..host.calibrating.task import CALIBRATED
 from ._inputs import Statistics, advanced
 
+FULL = "The model in full precision, or the best there is (bf16, fp16, Q8_0)."
 
-def full_model() -> io.Input:
-    return io.Model.Input(
-        "full_model", tooltip="The model in full precision, or the best there is (bf16, fp16, Q8_0)."
-    )
+
+def full_model(optional: bool = False) -> io.Input:
+    """optional: without it the quantized model with unrounded activations takes its place."""
+    more = " Left out, the quantized model with unrounded activations is the reference, if it rounds any (nvfp4, mxfp8, int8)."
+    return io.Model.Input("full_model", optional=optional, tooltip=FULL + (more if optional else ""))
 
 
 def quantized_model() -> io.Input:

@@ -14,6 +14,7 @@ from ..host.calibrating.layers import worthwhile
 from ..host.calibrating.model_pair import ModelPair, checked, full_key
 from ..host.calibrating.recording import Progress, store_for
 from ..host.calibrating.schedule import consecutive_seeds, make_runs, make_schedule
+from ..host.calibrating.self_reference import REFERENCE, self_reference
 from ..host.calibrating.task import Settings
 from . import _calibrating, _inputs
 from ._inputs import QUANTIZED, name_of, unique_id
@@ -45,7 +46,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
             "quantized model at the same states, matches its moments, tries the corrections on held-out runs, and writes what "
             "Quantization Fix needs to models/qdrift. Resumes after a cancel.",
             inputs=[
-                _calibrating.full_model(),
+                _calibrating.full_model(optional=True),
                 _calibrating.quantized_model(),
                 *_calibrating.schedule(),
                 *_calibrating.prompts(),
@@ -64,17 +65,21 @@ class GimbalQDriftCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, full_model, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out,
-        prompts, negative_prompt, correction, mode, trim, filename, sigmas=None, positive=None, negative=None, clip=None,
+        cls, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
+        negative_prompt, correction, mode, trim, filename, full_model=None, sigmas=None, positive=None, negative=None,
+        clip=None,
     ) -> io.NodeOutput:  # fmt: skip
         widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
         widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "mode": mode, "trim": trim}
         widgets |= {"negative_prompt": negative_prompt, "correction": correction, "filename": filename}
         before = output_tracking.deleted_count(cls.NAME, widgets)
-        full, quantized = (
-            checked(cls.NAME, "full_model", full_model),
-            checked(cls.NAME, "quantized_model", quantized_model),
-        )
+        quantized = checked(cls.NAME, "quantized_model", quantized_model)
+        reference, names = "", [name_of(cls, quantized_model, "quantized_model")] * 2
+        if full_model is None:
+            full, full_model = quantized, self_reference(cls.NAME, "quantized_model", quantized_model)
+            names[0], reference = f"{names[1]} with unrounded activations", REFERENCE
+        else:
+            full, names[0] = checked(cls.NAME, "full_model", full_model), name_of(cls, full_model, "full_model")
         full.check_same(cls.NAME, "full_model", quantized, "quantized_model")
         schedule = make_schedule(cls.NAME, full_model, full, latent, cfg, sampler_name, scheduler, steps, sigmas)
         digests = [identity.weights_digest(model) for model in (full_model, quantized_model)]
@@ -102,9 +107,10 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         store = store_for(cls.NAME, models.full_key, full.channels, schedule, planned, widths)
         progress = Progress(cls.NAME, unique_id(cls), total)
         origin = {
-            "full_model": name_of(cls, full_model, "full_model"),
+            "full_model": names[0],
             "full_digest": digests[0],
-            "quantized_model": name_of(cls, quantized_model, "quantized_model"),
+            "quantized_model": names[1],
+            "reference": reference,
             "quantized_digest": digests[1],
             "quantization": identity.quantization(quantized_model),
         }

@@ -28,6 +28,8 @@ from evidence import (
     paired_sampler,
     posters,
     posters_report,
+    precision,
+    precision_report,
     qsilk,
     quantization,
     quantization_report,
@@ -47,6 +49,7 @@ GUIDED = {"samg": samg.rows, "qsilk": qsilk.rows, "float32": reference.rows}
 QUANTIZED = {  # part -> its rows, and the model's kind
     **{f"{part}-{kind}": (rows, kind) for part, rows in quantization.PARTS.items() for kind in subjects.SETTINGS},
     posters.KIND: (posters.rows, posters.KIND),
+    **{f"precision-{kind}": (precision.rows, kind) for kind in precision_report.KINDS},
 }
 SEEDS = 5
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
@@ -128,7 +131,7 @@ def seeds_of(part: str, full: bool) -> int:
     rows, kind = QUANTIZED[part]
     if not full:
         return SEEDS if any(row.quick for row in rows(kind)) else 0
-    return MORE_SEEDS if rows is quantization.rows else SEEDS
+    return MORE_SEEDS if rows in (quantization.rows, precision.rows) else SEEDS
 
 
 def in_processes(typed: list[str], jobs: int) -> int:
@@ -155,14 +158,14 @@ def measure(options: argparse.Namespace, network: model.Network, part: str, seed
     """What is lacking of one part and seed."""
     critic, samples, heading = judge.load(KEPT), samples_of(part, options), f"{part}, seed {seed}"
     rows, kind = QUANTIZED.get(part, (None, "flow"))
-    precision = "float32" if part == "float32" else options.precision
-    about = runs.about(samples, seed, precision, subjects.weights(kind))
+    dtype = "float32" if part == "float32" else options.precision
+    about = runs.about(samples, seed, dtype, subjects.weights(kind))
     results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     if part in QUANTIZED:
         critic = posters.CellJudge(critic) if part == posters.KIND else critic
         bench = quantization.Bench(load_models(kind, options.comfyui, options.precision), samples, seed, critic)
         runs.make(heading, [row for row in rows(kind) if options.full or row.quick], results, bench.measures)
-        if options.full:
+        if options.full and rows is not precision.rows:
             posters.measure_spread(part, bench, results)
     elif part == "real":
         reference.measure_real(samples, seed, critic, results)

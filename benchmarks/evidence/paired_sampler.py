@@ -59,8 +59,18 @@ class PairedSampler:
         after = None if maps is None else (lambda step, state: apply(state, maps[step]))
         denoise = self._denoise(self.full if full else self.quantized, self.labels)
         generator = torch.Generator().manual_seed(self.seed)  # of the stochastic bias correction
-        x = self.full.start(noise(self.samples, self.seed, self.setting.canvas), self.sigmas[0])
-        return run(self.plan(**corrections), denoise, x, after_step=after, generator=generator)
+        return run(self.plan(**corrections), denoise, self.start(), after_step=after, generator=generator)
+
+    def start(self) -> Tensor:
+        """The states (samples, C, h, w) that the samples begin with."""
+        return self.full.start(noise(self.samples, self.seed, self.setting.canvas), self.sigmas[0])
+
+    def calibration_draw(self, runs: int = RUNS, again: int = 0) -> tuple[Tensor, Tensor]:
+        """Classes (runs,) and first states (runs, C, h, w), on noise that no sample of the evaluation has, other noise and
+        classes for each seed."""
+        draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
+        labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
+        return labels, self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
 
     def plan(self, **corrections: object) -> Plan:
         return make_plan(self.setting.solver, self.sigmas, path=self.full.path, **corrections)
@@ -86,11 +96,9 @@ class PairedSampler:
         return self._calibrate("bands", runs, lambda: partial(bands.band_maps, self.plan()))
 
     def _calibrate(self, key: Hashable, runs: int, fit: Callable[[], Callable], again: int = 0) -> object:
-        """Once, on noise that no sample of the evaluation has, other noise and classes for each seed."""
+        """Once."""
         if (key, runs, again) not in self._calibrated:
-            draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
-            labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
-            x = self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
+            labels, x = self.calibration_draw(runs, again)
             models = (self._denoise(subject, labels) for subject in (self.full, self.quantized))
             self._calibrated[key, runs, again] = fit()(*models, x)
         return self._calibrated[key, runs, again]

@@ -10,11 +10,20 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-from . import posters, posters_report, qsilk_report, quantization, quantization_report, samg_report, subjects
+from . import (
+    posters,
+    posters_report,
+    precision_report,
+    qsilk_report,
+    quantization,
+    quantization_report,
+    samg_report,
+    subjects,
+)
 from .table import TITLES, Part, markdown, tabulate
 
 QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in subjects.SETTINGS)
-PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND)
+PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND, *precision_report.PARTS)
 BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -41,6 +50,7 @@ def tables(folder: Path) -> dict[str, str]:
         **qsilk_report.tables(parts["qsilk"], parts["real"]),
         **quantization_report.tables(quantized),
         **posters_report.tables(parts),
+        **precision_report.tables(parts),
         "float32": _precision(parts),
     }
     return {name: table for name, table in found.items() if table}

@@ -18,13 +18,15 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import Sampler
 from torch import Tensor, nn
 
+from ..model_kind import compiled
 from ..protocols import Executor
 from .run import SamplingRun, reads_attention
-from .stages import GuidanceStage, Stage
+from .stages import GuidanceStage, NetworkStage, RunSchedule, Stage
 
 KEY = "gimbal"
 SAMPLER_KEY = "gimbal.sampler"
 NETWORK_KEY = "gimbal.network"
+NEARLY = 1e-3  # relative: a schedule's ends and the model's own, in different arithmetic
 
 
 class _StartRun:
@@ -45,7 +47,8 @@ class _StartRun:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        run = SamplingRun(self.stages, sigmas.tolist(), packed=len(kwargs.get("latent_shapes") or ()) > 1)
+        schedule = _schedule(executor.class_obj.model_patcher, noise, sigmas)
+        run = SamplingRun(self.stages, schedule, packed=len(kwargs.get("latent_shapes") or ()) > 1)
         # These options were cloned for this run and are dropped after it.
         executor.class_obj.model_options["transformer_options"][KEY] = run
 
@@ -71,19 +74,25 @@ class _Predict:
     def __call__(
         self, executor: Executor, x: Tensor, timestep: Tensor, model_options: dict, *args: Any, **kwargs: Any
     ):
+        run = _run_of(model_options, self.stages)
+        run.before(timestep)
         denoised = executor(x, timestep, model_options, *args, **kwargs)
-        return _run_of(model_options, self.stages).denoised(denoised, timestep, executor.class_obj.model_patcher)
+        return run.denoised(denoised, timestep, executor.class_obj.model_patcher)
 
 
 class _Network:
-    """APPLY_MODEL wrapper: reads the attention of each network call for the stages that go by it."""
+    """APPLY_MODEL wrapper: the stages' part inside each call of the network, and the attention read for those that go by it."""
 
     def __call__(self, executor: Executor, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = (a for a in (*args, *kwargs.values()) if isinstance(a, dict) and isinstance(a.get(KEY), SamplingRun))
         options = next(found, None)
-        if options is None or options[KEY].packed:
+        if options is None:
             return executor(x, t, *args, **kwargs)
-        return options[KEY].attention.call(executor, x, t, *args, **kwargs)
+        run: SamplingRun = options[KEY]
+        with run.inside(executor.class_obj.diffusion_model):
+            if run.packed or run.attention is None:
+                return executor(x, t, *args, **kwargs)
+            return run.attention.call(executor, x, t, *args, **kwargs)
 
 
 def stages_of(model: ModelPatcher) -> tuple[Stage, ...]:
@@ -98,7 +107,7 @@ def add_stage(model: ModelPatcher, stage: Stage) -> ModelPatcher:
     patched = model.clone()
     stages = (*stages_of(patched), stage)
     wrappers = {WrappersMP.OUTER_SAMPLE: _StartRun(stages), WrappersMP.PREDICT_NOISE: _Predict(stages)}
-    if reads_attention(stages):
+    if reads_attention(stages) or any(isinstance(each, NetworkStage) for each in stages):
         wrappers[WrappersMP.APPLY_MODEL] = _Network()
     for kind, wrapper in wrappers.items():
         patched.remove_wrappers_with_key(kind, KEY)
@@ -190,4 +199,17 @@ def _run_of(model_options: dict, stages: tuple[Stage, ...]) -> SamplingRun:
     run = model_options.get("transformer_options", {}).get(KEY)
     # None where a pack has a sampling loop of its own around the guider. Act as well as can be done without memory;
     # these options may outlive the loop, so nothing is kept in them.
-    return SamplingRun(stages, []) if run is None else run
+    return SamplingRun(stages, RunSchedule(())) if run is None else run
+
+
+def _schedule(model: ModelPatcher, noise: Tensor, sigmas: Tensor) -> RunSchedule:
+    """Of a run that starts with this noise, zeros where another run left its own."""
+    sampling = model.get_model_object("model_sampling")
+    levels = tuple(sigmas.tolist())
+    below = bool(levels) and levels[0] < float(sampling.sigma_max) * (1.0 - NEARLY)
+    return RunSchedule(
+        levels,
+        continues=below and not bool(noise.any()),
+        leaves_noise=bool(levels) and levels[-1] > float(sampling.sigma_min) * (1.0 + NEARLY),
+        compiled=compiled(model),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ class Observer:
 class MapRecorder:
     """The maps of the run that is going on. They stay on their device: nothing waits for them before the run's end."""
 
-    def __init__(self, sigmas: list[float]) -> None:
+    def __init__(self, sigmas: Sequence[float]) -> None:
         self._sigmas = sigmas
         self._calls: list[tuple[Tensor, int, dict[str, Tensor]]] = []
         self._every = 1

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.schedule import StepCounter
 from ..messages import Messages
 from .attention import AttentionReader
 from .observe import MapRecorder
-from .stages import CallContext, DenoisedStage, GuidanceStage, Stage
+from .stages import CallContext, DenoisedStage, GuidanceStage, NetworkRun, NetworkStage, RunSchedule, Stage
 
 
 class Record:
     """What a run knows of one stage."""
 
-    def __init__(self, stage: Stage, sigmas: list[float]):
+    def __init__(self, stage: Stage, schedule: RunSchedule):
+        sigmas = schedule.sigmas
         self.messages = Messages(stage.node, stage.node_id)
         self.state = stage.new_state() if isinstance(stage, DenoisedStage) else None
+        self.network: NetworkRun | None = stage.new_run(schedule) if isinstance(stage, NetworkStage) else None
         self.counter = StepCounter(sigmas)
         self.seen = self.acted = 0  # model calls
         self.without_attention = 0  # model calls whose attention it wanted and did not get
@@ -48,11 +52,30 @@ class Record:
 class SamplingRun:
     """What one sampling run remembers."""
 
-    def __init__(self, stages: tuple[Stage, ...], sigmas: list[float], packed: bool = False):
-        self.records = {stage: Record(stage, sigmas) for stage in stages}
+    def __init__(self, stages: tuple[Stage, ...], schedule: RunSchedule, packed: bool = False):
+        self.records = {stage: Record(stage, schedule) for stage in stages}
         self.begun = 0  # steps, by the sampler's callback: made once a step, after its first model call
         self.attention = AttentionReader() if reads_attention(stages) else None
         self.packed = packed  # several latents (video and audio) flattened into one tensor
+
+    def before(self, sigma: Tensor) -> None:
+        """A call of the model comes, at noise level sigma (B,)."""
+        for record in self.records.values():
+            if record.network is not None:
+                record.network.before(self.begun, lambda: float(sigma.flatten()[0]))
+
+    @contextmanager
+    def inside(self, network: nn.Module) -> Iterator[None]:
+        """In which a call of the network is made."""
+        acting = [(stage, record, record.network) for stage, record in self.records.items() if record.network]
+        for _, record, each in acting:
+            record.seen += 1
+            each.look(network)
+        with ExitStack() as entered:
+            for stage, record, each in acting:
+                if entered.enter_context(each.around(network)):
+                    record.begin(stage)
+            yield
 
     def denoised(self, denoised: Tensor, sigma: Tensor, patcher: ModelPatcher) -> Tensor:
         watched = False
@@ -111,7 +134,10 @@ class SamplingRun:
     def _report(self) -> None:
         for stage, record in self.records.items():
             messages = record.messages
-            if record.refusal and not record.acted:
+            if record.network is not None and record.seen:
+                words = record.network.report()
+                messages.info(words) if record.acted else messages.warning(words)
+            elif record.refusal and not record.acted:
                 messages.warning(f"did nothing. {record.refusal}")
             elif record.acted:
                 acted = f"acted on {record.acted} of {record.seen} model calls"

@@ -1,7 +1,7 @@
 """What a node does in a sampling run, as a *stage*: its options and how it changes a prediction.
 
 A `DenoisedStage` changes the final prediction of x0 at every model call, after guidance. A `GuidanceStage` changes the
-conditional prediction before CFG. A stage holds configuration only, so ComfyUI may cache the model that carries it
+conditional prediction before CFG. A `NetworkStage` changes how the network computes a call. A stage holds configuration only, so ComfyUI may cache the model that carries it
 between prompts and share it between branches. The one thing a run leaves behind is what its stages saw, for the preview
 nodes to show (see observe); no run reads it.
 """
@@ -9,10 +9,11 @@ nodes to show (see observe); no run reads it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..messages import NOWHERE, NodeId
 from ..protocols import ModelSampling
@@ -104,4 +105,44 @@ class GuidanceStage(Stage):
 
     def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
         """The conditional prediction that plain CFG is to see instead of cond."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """What a stage may want to know of a run before it starts.
+
+    Attributes:
+        sigmas: (steps + 1,) noise levels.
+        continues: it goes on from the noise of another run, as KSamplerAdvanced without add_noise does.
+        leaves_noise: its last level is above the model's least, so that another run is to go on from there.
+        compiled: torch.compile stands between the network's modules and a call.
+    """
+
+    sigmas: tuple[float, ...]
+    continues: bool = False
+    leaves_noise: bool = False
+    compiled: bool = False
+
+
+class NetworkRun(Protocol):
+    """What a `NetworkStage` does in one run."""
+
+    def before(self, begun: int, sigma: Callable[[], float]) -> None:
+        """A call of the model comes. begun: callbacks made before it. sigma: its noise level; waits for the device."""
+
+    def look(self, network: nn.Module) -> None:
+        """A call of the network comes, before any stage has changed anything in it."""
+
+    def around(self, network: nn.Module) -> AbstractContextManager[bool]:
+        """In which that call is made; gives whether it changes anything."""
+
+    def report(self) -> str:
+        """What it did, in a line."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkStage(Stage):
+    def new_run(self, schedule: RunSchedule) -> NetworkRun:
+        """What it does in a run, made anew for each."""
         raise NotImplementedError

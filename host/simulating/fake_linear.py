@@ -55,13 +55,23 @@ class _Kept:
         return branch
 
 
+class _Switch:
+    """Whether a layer sees unrounded activations at present. In slots, as `_Kept` is: it is no part of the model."""
+
+    __slots__ = ("unrounded",)
+
+    def __init__(self) -> None:
+        self.unrounded = False
+
+
 class FakeQuantized:
-    """In place of `forward` of a linear layer."""
+    """In place of `forward` of a linear layer. While `switch.unrounded` is True, activations stay in full precision."""
 
     def __init__(self, name: str, forward: Callable[..., Tensor], module: nn.Module, quantization: Quantization):
         self.name, self.forward, self.quantization = name, forward, quantization
         self.shape: tuple[object, object] = (module.out_features, module.in_features)
         self._kept = _Kept()
+        self.switch = _Switch()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         exchange = _QuantizedLinearMode(self)
@@ -86,7 +96,7 @@ class FakeQuantized:
             x,
             split(weight, wanted.weight_bits, wanted.group, wanted.rank, branch),
             bias,
-            wanted.activation_bits,
+            None if self.switch.unrounded else wanted.activation_bits,
         )
 
 

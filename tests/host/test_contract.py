@@ -76,6 +76,11 @@ MODEL_NODES[BY_LAYERS] = {
     "correction": "layers",
     "stats": lambda model: sys.modules["tiny_models"].layer_statistics(model),
 }
+BY_PLAN = "precision_plan.GimbalPrecisionPlan"
+MODEL_NODES[BY_PLAN] = {"first_steps": 1, "last_steps": 1, "layers": ""}
+NEUTRAL = {BY_PLAN: {"first_steps": 0, "last_steps": 0}}  # of the others: strength 0
+OTHER = {BY_PLAN: {"last_steps": 0}}  # of the others: start_percent 0.5
+ON_QUANTIZED = (BY_PLAN,)  # nodes that act on models of this kind alone
 ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", BY_MOMENTS, BY_LAYERS)  # a model carries one of these at most
 
 pytestmark = [
@@ -93,6 +98,15 @@ def apply(node: str, model, **changes):
     return getattr(importlib.import_module(f"gimbal.nodes.{module}"), name).execute(model, **options).args[0]
 
 
+def neutral(node: str, model):
+    return apply(node, model, **NEUTRAL.get(node, {"strength": 0.0}))
+
+
+def plain(tiny, node: str, family: str):
+    """The model that the node is put on."""
+    return tiny.quantized(family) if node in ON_QUANTIZED else tiny.model(family)
+
+
 class Cancelled(Exception):
     pass
 
@@ -106,30 +120,30 @@ def cancel_after(steps):
 
 
 def test_it_acts(tiny, node, family):
-    model = tiny.model(family)
+    model = plain(tiny, node, family)
     assert not torch.equal(tiny.sample(apply(node, model), family), tiny.sample(model, family))
 
 
 def test_strength_zero_is_bit_exact(tiny, node, family):
-    model = tiny.model(family)
-    assert torch.equal(tiny.sample(apply(node, model, strength=0.0), family), tiny.sample(model, family))
+    model = plain(tiny, node, family)
+    assert torch.equal(tiny.sample(neutral(node, model), family), tiny.sample(model, family))
 
 
 def test_neutral_copy_changes_nothing(tiny, node, family):
-    patched = apply(node, tiny.model(family))
-    twice = apply(node, patched, strength=0.0)
+    patched = apply(node, plain(tiny, node, family))
+    twice = neutral(node, patched)
     assert torch.equal(tiny.sample(twice, family), tiny.sample(patched, family))
 
 
 def test_original_model_is_untouched(tiny, node, family):
-    model = tiny.model(family)
+    model = plain(tiny, node, family)
     before = tiny.sample(model, family)
     tiny.sample(apply(node, model), family)
     assert torch.equal(tiny.sample(model, family), before)
 
 
 def test_every_run_starts_fresh(tiny, node, family):
-    patched = apply(node, tiny.model(family))
+    patched = apply(node, plain(tiny, node, family))
     first = tiny.sample(patched, family)
     assert torch.equal(tiny.sample(patched, family), first)
     with pytest.raises(Cancelled):
@@ -143,7 +157,7 @@ def test_every_run_starts_fresh(tiny, node, family):
 
 
 def test_two_copies_share_no_state(tiny, node, family):
-    model = tiny.model(family)
+    model = plain(tiny, node, family)
     one, other = apply(node, model), apply(node, model)
     alone = tiny.sample(one, family)
     tiny.sample(other, family, seed=3)
@@ -154,25 +168,30 @@ def test_two_copies_share_no_state(tiny, node, family):
 
 
 def test_branches_of_one_chain_share_no_state(tiny, node, family):
-    patched = apply(node, tiny.model(family))
+    patched = apply(node, plain(tiny, node, family))
     alone = tiny.sample(patched, family)
-    branch = apply(node, tiny.model(family) if node in ONE_OF_ITS_KIND else patched, start_percent=0.5)
+    branch = apply(
+        node,
+        plain(tiny, node, family) if node in ONE_OF_ITS_KIND else patched,
+        **OTHER.get(node, {"start_percent": 0.5}),
+    )
     tiny.sample(branch, family)
     assert torch.equal(tiny.sample(patched, family), alone)
 
 
 @pytest.fixture(scope="module")
 def of_plain_batch(tiny):
-    """`of_plain_batch(family)`: a batch of noise, how to run it, and what rounding does to it without a node."""
+    """`of_plain_batch(family, quantized)`: a batch of noise, how to run it, and what rounding does to it without a node."""
 
     @functools.cache
-    def of_plain_batch(family):
+    def of_plain_batch(family, quantized):
         noise = torch.randn(tiny.latent(family, batch=4).shape, generator=torch.Generator().manual_seed(4))
 
         def run(model, noise):
             return tiny.sample(model, family, latent=torch.zeros_like(noise), noise=noise)
 
-        return noise, run, of_batch(run, tiny.model(family), noise)
+        model = tiny.quantized(family) if quantized else tiny.model(family)
+        return noise, run, of_batch(run, model, noise)
 
     return of_plain_batch
 
@@ -180,14 +199,14 @@ def of_plain_batch(tiny):
 @pytest.mark.numerics
 def test_batch_equals_one_by_one(tiny, of_plain_batch, node, family):
     """The network itself rounds a batch differently; the nodes must add nothing to that."""
-    noise, run, own = of_plain_batch(family)
-    patched = apply(node, tiny.model(family))
+    noise, run, own = of_plain_batch(family, node in ON_QUANTIZED)
+    patched = apply(node, plain(tiny, node, family))
     assert_equal_but_for_rounding(run(patched, noise), one_by_one(run, patched, noise), own)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral", "res_multistep"])
 def test_repeats_under_every_kind_of_sampler(tiny, node, family, sampler):
-    patched = apply(node, tiny.model(family))
+    patched = apply(node, plain(tiny, node, family))
     if sampler == "uni_pc" and node == BY_MOMENTS:  # its steps cannot be read, and maps belong to steps
         with pytest.raises(ValueError, match="no corrected form"):
             tiny.sample(patched, family, sampler=sampler)
@@ -198,20 +217,20 @@ def test_repeats_under_every_kind_of_sampler(tiny, node, family, sampler):
 
 
 def test_inpainting_keeps_the_kept_region(tiny, node, family):
-    patched = apply(node, tiny.model(family))
+    patched = apply(node, plain(tiny, node, family))
     latent = torch.randn(tiny.latent(family).shape, generator=torch.Generator().manual_seed(2))
     mask = torch.zeros(1, 1, *latent.shape[-2:])
     half = latent.shape[-1] // 2
     mask[..., half:] = 1.0
     options = {"latent": latent, "noise_mask": mask, "denoise": 0.7}
-    model = tiny.model(family)
-    plain, result = (tiny.sample(each, family, **options) for each in (model, patched))
+    model = plain(tiny, node, family)
+    before, result = (tiny.sample(each, family, **options) for each in (model, patched))
     if node in ONE_OF_ITS_KIND:  # it combines Euler's last step in another order
-        own = of_run(lambda model: tiny.sample(model, family, **options)[..., :half], model, plain[..., :half])
-        assert_equal_but_for_rounding(result[..., :half], plain[..., :half], own)
+        own = of_run(lambda model: tiny.sample(model, family, **options)[..., :half], model, before[..., :half])
+        assert_equal_but_for_rounding(result[..., :half], before[..., :half], own)
     else:
-        assert torch.equal(result[..., :half], plain[..., :half])
-    assert not torch.equal(result[..., half:], plain[..., half:])
+        assert torch.equal(result[..., :half], before[..., :half])
+    assert not torch.equal(result[..., half:], before[..., half:])
 
 
 @pytest.mark.numerics
@@ -224,7 +243,7 @@ def test_in_two_halves_and_by_custom_sampling_it_acts_the_same(tiny, comfy, node
         made = made.execute(*args) if hasattr(made, "execute") else getattr(made(), made.FUNCTION)(*args)
         return made.args if hasattr(made, "args") else made
 
-    patched = apply(node, tiny.model(family))
+    patched = apply(node, plain(tiny, node, family))
     latent, steps = tiny.latent(family), 4
     whole = tiny.sample(patched, family, steps=steps)
     positive, negative = tiny.conditioning(family)
@@ -236,6 +255,6 @@ def test_in_two_halves_and_by_custom_sampling_it_acts_the_same(tiny, comfy, node
     first = tiny.sample(patched, family, steps=steps, last_step=2)
     second = tiny.sample(patched, family, steps=steps, start_step=2, latent=first, noise=torch.zeros_like(first))
     if not node.startswith("aqclip"):  # whose average starts anew with each run
-        own = of_run(lambda model: tiny.sample(model, family, steps=steps), tiny.model(family))
+        own = of_run(lambda model: tiny.sample(model, family, steps=steps), plain(tiny, node, family))
         assert_equal_but_for_rounding(second, whole, own)
     assert second.isfinite().all()

@@ -23,6 +23,7 @@ TYPED = {
     "colour shift": "GimbalQDrift",
     "quality loss": "GimbalQDrift",
     "quantization": "GimbalQDrift",
+    "composition": "GimbalPrecisionPlan",
 }
 FOLDED = {
     "en": "Folded away as advanced inputs in newer ComfyUI: ",
@@ -91,4 +92,5 @@ def test_nodes_that_speak_for_a_model_are_no_ones_but_their_own(comfy):
         "GimbalSAMG",
         "GimbalQDrift",
         "GimbalQDriftSampler",
+        "GimbalPrecisionPlan",
     }

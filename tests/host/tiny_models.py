@@ -277,6 +277,14 @@ class Tiny:
         """The same network with its weights rounded to another type, as the loader's weight_dtype does."""
         return _patcher(_build(FAMILIES[family], weights))
 
+    def quantized(self, family: str, **options: Any) -> Any:
+        """A clone as `model` gives it that computes as if it were quantized to W4A4."""
+        from gimbal.nodes.simulate_quantization import GimbalSimulateQuantization
+
+        bits = {"preset": "W4A4", "weight_bits": "by preset", "activation_bits": "by preset"}
+        details = {"group_size": 64, "rank": 0, "layers": "blocks"}
+        return GimbalSimulateQuantization.execute(self.model(family), **{**bits, **details, **options}).args[0]
+
     def _load(self, family: str) -> Any:
         if family == V_PREDICTION:
             from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
