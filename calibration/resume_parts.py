@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..core.run_means import RunMeans
 from . import storage
 from .text import printable
-from .trial import MOST_MEASURE
+from .measures import Measures
+from .seen import MOST_MEASURE
+from .trial import Tried
 from .validate import MOST_VALUE, dimension_fault, map_fault, range_fault
 
 logger = logging.getLogger(__name__)
@@ -87,8 +90,24 @@ def load_layers(path: Path, shape: tuple[int, int]) -> RunMeans | None:
     return None if found is None else RunMeans.from_parts(int(found["count"]), found["mean"], found["m2"])
 
 
-def load_measures(path: Path, candidates: int) -> list[list[float]] | None:
-    """A held-out run's error and distance, (candidates, 2); otherwise as `load`."""
-    wanted = {"measures": ("F64", (candidates, 2))}
-    found = load(path, wanted, lambda parts: range_fault("measures", parts["measures"], 0.0, MOST_MEASURE))
-    return None if found is None else found["measures"].tolist()
+def save_tried(path: Path, tried: Sequence[Tried]) -> None:
+    """What each candidate gave on a held-out run."""
+    measures = torch.tensor([[each.error, each.distance] for each in tried], dtype=torch.float64, device="cpu")
+    save(path, {"measures": measures, "seen": torch.stack([torch.stack(each.seen) for each in tried])})
+
+
+def load_tried(path: Path, candidates: int) -> list[Tried] | None:
+    """Of so many candidates; otherwise as `load`."""
+
+    def fault(found: dict[str, Tensor]) -> str | None:
+        return range_fault("measures", found["measures"], 0.0, MOST_MEASURE) or range_fault(
+            "seen", found["seen"], -MOST_MEASURE, MOST_MEASURE
+        )
+
+    wanted = {"measures": ("F64", (candidates, 2)), "seen": ("F64", (candidates, len(Measures._fields), "B"))}
+    found = load(path, wanted, fault)
+    if found is None:
+        return None
+    return [
+        Tried(*pair, Measures(*seen)) for pair, seen in zip(found["measures"].tolist(), found["seen"], strict=True)
+    ]

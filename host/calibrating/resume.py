@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...calibration import resume_parts
 from ...calibration.collect import RunMoments
+from ...calibration.trial import Tried
 from ...core.run_means import RunMeans
-from ...core.shapes import to_float64
 from .. import identity, qdrift_folder
 from .recording import run_name
 from .sampling_runs import CalibrationRun
@@ -59,12 +59,12 @@ class Resume:
         """The layer correction's runs so far, of this shape."""
         return self._usable(lambda: resume_parts.load_layers(self._layers(), shape))
 
-    def save_trial(self, run: CalibrationRun, measures: Sequence[Sequence[float]]) -> None:
-        resume_parts.save(self._trial(run), {"measures": torch.stack([to_float64(pair) for pair in measures])})
+    def save_trial(self, run: CalibrationRun, tried: Sequence[Tried]) -> None:
+        resume_parts.save_tried(self._trial(run), tried)
 
-    def load_trial(self, run: CalibrationRun, candidates: int) -> list[list[float]] | None:
-        """What each candidate gave on a held-out run, (candidates, 2)."""
-        return self._usable(lambda: resume_parts.load_measures(self._trial(run), candidates))
+    def load_trial(self, run: CalibrationRun, candidates: int) -> list[Tried] | None:
+        """What each candidate gave on a held-out run."""
+        return self._usable(lambda: resume_parts.load_tried(self._trial(run), candidates))
 
     def clear(self) -> None:
         """After the statistics are safe."""

@@ -28,15 +28,19 @@ COLOURS = {
 
 
 def card(verdict: Verdict, path: Path | None) -> Tensor:
-    """The outcome, by how much, what to do next, and where the file is; (1, height, width, 3) in [0, 1].
+    """The outcome, by how much, what to do next, what that costs, and where the file is; (1, height, width, 3) in [0, 1].
 
     Args:
         path: of the statistics; None where they are in no file.
     """
+    good, bad = COLOURS[Outcome.HELPS], COLOURS[Outcome.CANNOT]
+    marked = [(line, SMALL, {"+": good, "=": INK}.get(line[:1], bad)) for line in verdict.seen]
     place = f"File: {printable(Path(*path.parts[-3:]), 120)}" if path else "Not saved in models/qdrift."
     paragraphs = [
         (f"{verdict.amount[:1].upper()}{verdict.amount[1:]}.", BODY, INK),
+        *marked,
         (verdict.next_step, BODY, INK),
+        *([(verdict.cost, SMALL, FAINT)] if verdict.cost else []),
         (place, SMALL, FAINT),
     ]
     blocks = [(_wrapped(words, size), size, colour) for words, size, colour in paragraphs]
