@@ -59,9 +59,7 @@ def _lowers(values: Rows, index: int, share: float) -> bool:
     return mean and all(value < plain for value, plain in zip(values[index], values[0], strict=True))
 
 
-def _simplest(
-    candidates: Sequence[tuple[str, float]], options: Sequence[int], judged: Rows, seen: Seen | None
-) -> int:
+def _simplest(candidates: Sequence[tuple[str, float]], options: Sequence[int], judged: Rows, seen: Seen | None) -> int:
     """Of the candidates that are equal to the best one."""
     best = min(options, key=lambda i: fmean(judged[i]))
     least = fmean(judged[best])

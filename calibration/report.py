@@ -16,6 +16,7 @@ from .maps_table import maps_table
 from .moments import JointMoments
 from .residual import Residual
 from .statistics import QDriftStatistics
+from .text import percent
 
 SUBSET = 5  # runs, which the paper found to suffice (Q-Drift Sec. 5.4)
 MOST_CHANNELS = 16  # whose gains the text table shows one by one
@@ -155,15 +156,6 @@ def verdict(statistics: QDriftStatistics) -> str:
         f"{start}: expect visible differences; Q-Drift may bring the images as a whole a little closer to full "
         f"precision, not each single one; {systematic}."
     )
-
-
-def percent(share: float) -> str:
-    if not math.isfinite(share):
-        return "more than all"
-    value = 100 * share
-    if value < 0.01:
-        return "less than 0.01 %"
-    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
 
 
 def describe(statistics: QDriftStatistics) -> str:

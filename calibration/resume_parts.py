@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..core.run_means import RunMeans
 from . import storage
-from .text import printable
 from .measures import Measures
-from .seen import MOST_MEASURE
+from .seen import MOST, MOST_MEASURE
+from .text import printable
 from .trial import Tried
 from .validate import MOST_VALUE, dimension_fault, map_fault, range_fault
 
@@ -90,24 +90,24 @@ def load_layers(path: Path, shape: tuple[int, int]) -> RunMeans | None:
     return None if found is None else RunMeans.from_parts(int(found["count"]), found["mean"], found["m2"])
 
 
-def save_tried(path: Path, tried: Sequence[Tried]) -> None:
-    """What each candidate gave on a held-out run."""
-    measures = torch.tensor([[each.error, each.distance] for each in tried], dtype=torch.float64, device="cpu")
-    save(path, {"measures": measures, "seen": torch.stack([torch.stack(each.seen) for each in tried])})
+def save_tried(path: Path, tried: Tried) -> None:
+    """What a candidate gave on a held-out run."""
+    measures = torch.tensor([tried.error, tried.distance], dtype=torch.float64, device="cpu")
+    save(path, {"measures": measures, "seen": torch.stack(tried.seen)})
 
 
-def load_tried(path: Path, candidates: int) -> list[Tried] | None:
-    """Of so many candidates; otherwise as `load`."""
+def load_tried(path: Path) -> Tried | None:
+    """Otherwise as `load`."""
 
     def fault(found: dict[str, Tensor]) -> str | None:
-        return range_fault("measures", found["measures"], 0.0, MOST_MEASURE) or range_fault(
-            "seen", found["seen"], -MOST_MEASURE, MOST_MEASURE
-        )
+        wrong = range_fault("measures", found["measures"], 0.0, MOST_MEASURE)
+        for name, values in zip(Measures._fields, found["seen"], strict=True):
+            low, high = MOST[name]
+            wrong = wrong or range_fault(f"seen, {name}", values, low, high)
+        return wrong
 
-    wanted = {"measures": ("F64", (candidates, 2)), "seen": ("F64", (candidates, len(Measures._fields), "B"))}
-    found = load(path, wanted, fault)
+    found = load(path, {"measures": ("F64", (2,)), "seen": ("F64", (len(Measures._fields), "B"))}, fault)
     if found is None:
         return None
-    return [
-        Tried(*pair, Measures(*seen)) for pair, seen in zip(found["measures"].tolist(), found["seen"], strict=True)
-    ]
+    error, distance = found["measures"].tolist()
+    return Tried(error, distance, Measures(*found["seen"]))

@@ -12,11 +12,13 @@ from .measures import Measures
 from .text import is_number
 
 MOST_MEASURE, MOST_LOG = 1e15, 100.0
+MOST = dict.fromkeys(Measures._fields, (0.0, MOST_MEASURE)) | {"grain": (-MOST_LOG, MOST_LOG)}  # lowest, highest
 MOST_PICTURES = 1_000_000
 # A change that is smaller than this is none, however sure it is: of the picture's contrast, of the logarithm of grain's
 # power, of the composition's own size; and this share of what plain sampling has.
 LEAST = {"colour": 0.005, "grain": 0.02, "composition": 0.005}
 UNCHANGED = 0.02
+FARTHER = 0.1  # of the composition's own size: a picture that is seen to differ
 SURE = 2.0  # standard errors
 
 Rows = tuple[tuple[float, ...], ...]
@@ -41,7 +43,7 @@ class Seen:
         if len(counts) != 1 or len({len(row) for row in rows}) != 1 or not 1 <= len(rows[0]) <= MOST_PICTURES:
             raise ValueError("Trial: what the pictures show does not fit together; calibrate again.")
         for measure in fields(self):
-            low, high = (-MOST_LOG, MOST_LOG) if measure.name == "grain" else (0.0, MOST_MEASURE)
+            low, high = MOST[measure.name]
             if not all(is_number(value, low, high) for row in getattr(self, measure.name) for value in row):
                 raise ValueError(
                     f"Trial: a picture's {measure.name} is not between {low:g} and {high:g}; calibrate again."
@@ -85,6 +87,11 @@ class Seen:
         if clearly_more(ours, theirs, least):
             return -1
         return int(clearly_more(theirs, ours, least))
+
+    def farther(self, name: str, index: int) -> int:
+        """In how many pictures a candidate is farther from full precision than no correction, by more than FARTHER."""
+        pairs = zip(self._sizes(name, index), self._sizes(name, 0), strict=True)
+        return sum(ours - plain > FARTHER for ours, plain in pairs)
 
     def worse(self, index: int, other: int = 0) -> list[str]:
         """Names of the measures in which a candidate is clearly farther from full precision than another one."""

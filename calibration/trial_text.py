@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from .measures import percent_more
+from .text import percent
 from .trial import Trial
 
 
@@ -62,17 +63,25 @@ def table(trial: Trial) -> list[str]:
 
 
 def seen_lines(trial: Trial) -> list[str]:
-    """What the advised correction does to colours, grain and composition, a line each: "+ Colours ..."; [] if nothing
-    is advised, or the file does not tell."""
+    """What the advised correction does to colours, grain and composition, a line each; [] if nothing is advised, or the
+    file does not tell. A line begins with "+" where it is clearly closer to full precision, a minus sign where farther,
+    "=" where neither."""
     advice, seen = trial.advice(), trial.seen
     if not advice.correction or seen is None:
         return []
     index = trial.candidates.index((advice.correction, advice.strength))
-    words = {1: "+", 0: "=", -1: "\N{MINUS SIGN}"}
-    before, after = (f"{percent_more(seen.grain_change(i)):+.0%}".replace("-", "\N{MINUS SIGN}") for i in (0, index))
+    signs = {1: "+", 0: "=", -1: "\N{MINUS SIGN}"}
+    colour, composition = ([percent(seen.size(name, i)) for i in (0, index)] for name in ("colour", "composition"))
+    farther = seen.farther("composition", index)
+    single = f"; farther in {farther} of {seen.pictures} pictures" if farther else ""
     said = {
-        "colour": f"Colours and contrast: {seen.size('colour', 0):.1%} off, now {seen.size('colour', index):.1%}",
-        "grain": f"Grain: {before} of full precision's, now {after}",
-        "composition": f"Composition: {seen.size('composition', 0):.1%} off, now {seen.size('composition', index):.1%}",
+        "colour": f"Colours and contrast: {colour[0]} off, now {colour[1]}",
+        "grain": f"Grain: {_grain(seen.grain_change(0))}, now {_grain(seen.grain_change(index))}",
+        "composition": f"Composition: {composition[0]} off, now {composition[1]}{single}",
     }
-    return [f"{words[seen.change(name, index)]} {text}" for name, text in said.items()]
+    return [f"{signs[seen.change(name, index)]} {text}" for name, text in said.items()]
+
+
+def _grain(log_ratio: float) -> str:
+    more = percent_more(log_ratio)
+    return f"{percent(abs(more))} too {'much' if more > 0 else 'little'}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from . import report
-from .report import percent
 from .advice import CLEAR, advise
 from .correctors import CORRECTORS
 from .statistics import QDriftStatistics
+from .text import percent
 from .trial import Trial
 from .trial_text import seen_lines
 
@@ -76,8 +76,10 @@ def verdict(statistics: QDriftStatistics) -> Verdict:
         )
     final = percent(math.sqrt(tried.mean_error(0)))
     harmful = advise(tried.candidates, tried.error, tried.distance, None).correction
-    reason = f"'{harmful}' lowers the error but makes other things worse" if harmful else (
-        "no correction helps in every held-out run"
+    reason = (
+        f"'{harmful}' lowers the error but makes other things worse"
+        if harmful
+        else ("no correction helps in every held-out run")
     )
     return Verdict(
         Outcome.CANNOT,

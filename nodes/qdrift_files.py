@@ -147,7 +147,8 @@ class GimbalQDriftReport(io.ComfyNode):
     def execute(cls, stats) -> io.NodeOutput:
         found = verdict(stats)
         image = card(found, qdrift_folder.saved_as(stats))
-        words = f"{found.line} {found.next_step}\n\n{report.text(stats)}"
+        words = "\n".join([f"{found.line} {found.next_step}", *found.seen, found.cost]).rstrip()
+        words = f"{words}\n\n{report.text(stats)}"
         return io.NodeOutput(image, words, picture(stats), ui=ui.PreviewImage(image, cls=cls))
 
 

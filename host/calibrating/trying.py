@@ -14,6 +14,7 @@ from ..corrected_sampler import corrected
 from ..correction import Correction
 from ..latent_decoder import latent_decoder
 from .recording import run_name
+from .resume import Candidate
 from .sampling_runs import CalibrationRun, final_state
 from .task import CALIBRATED_OPTIONS, Task
 
@@ -34,22 +35,22 @@ def try_corrections(task: Task, statistics: QDriftStatistics, store: TrajectoryS
 
 def _try(task: Task, i: int, statistics: QDriftStatistics, store: TrajectoryStore) -> list[Tried]:
     """What each candidate gives on one run."""
-    run, candidates = task.held_out[i], task.settings.candidates
-    before = task.resume.load_trial(run, len(candidates))
-    if before is not None:
-        task.progress.skip(task.schedule.steps * len(candidates))
-        return before
-    full, decode = store.final(run_name(run)), latent_decoder(task.models.quantized)
-    tried = []
-    for candidate in candidates:
-        task.progress.say(f"Held-out run {i + 1} of {len(task.held_out)}: trying {candidate[0]}")
-        tried.append(judged(_sampled(task, run, candidate, statistics), full, decode))
-        task.progress.end(task.schedule.steps)
-    task.resume.save_trial(run, tried)
-    return tried
+    run, decode = task.held_out[i], latent_decoder(task.models.quantized)
+    found = []
+    for candidate in task.settings.candidates:
+        tried = task.resume.load_trial(run, candidate)
+        if tried is None:
+            task.progress.say(f"Held-out run {i + 1} of {len(task.held_out)}: trying {candidate[0]}")
+            tried = judged(_sampled(task, run, candidate, statistics), store.final(run_name(run)), decode)
+            task.resume.save_trial(run, candidate, tried)
+            task.progress.end(task.schedule.steps)
+        else:
+            task.progress.skip(task.schedule.steps)
+        found.append(tried)
+    return found
 
 
-def _sampled(task: Task, run: CalibrationRun, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
+def _sampled(task: Task, run: CalibrationRun, candidate: Candidate, statistics: QDriftStatistics) -> Tensor:
     sampler = comfy.samplers.sampler_object(task.schedule.sampler)
     kind, strength = candidate
     if kind != PLAIN:

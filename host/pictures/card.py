@@ -60,11 +60,12 @@ def card(verdict: Verdict, path: Path | None) -> Tensor:
 
 def _wrapped(words: str, size: int) -> list[str]:
     """Lines no wider than the card; a word that is wider, as a path may be, is broken."""
+    words = words.replace(" %", "\N{NO-BREAK SPACE}%")
     font, room = ImageFont.load_default(size), WIDTH - 2 * MARGIN
     letters = len(words)
     while letters > 1:
         lines = textwrap.wrap(words, letters, break_on_hyphens=False)
         if all(font.getlength(line) <= room for line in lines):
-            return lines[:MOST_LINES]
+            return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines[:MOST_LINES]]
         letters = min(letters - 1, max(map(len, lines)) - 1)
     return [words]

@@ -69,7 +69,9 @@ def test_full_strength_wins_over_half_within_noise():
 def test_the_simpler_wins_within_noise():
     both, alone = [0.1, 0.12, 0.09, 0.1, 0.11, 0.1], [0.11, 0.1, 0.1, 0.11, 0.1, 0.11]
     assert advised(lm=(both, 0.05, 0.1, 0.1), l=(alone, 0.05, 0.1, 0.1)) == ("layers", 1.0)
-    assert advised(lm=(both, 0.05, 0.1, 0.1), l=(alone, 0.08, 0.1, 0.1)) == ("layers and moments", 1.0), "better colours"
+    assert advised(lm=(both, 0.05, 0.1, 0.1), l=(alone, 0.08, 0.1, 0.1)) == ("layers and moments", 1.0), (
+        "better colours"
+    )
     assert advised(lm=(0.05, 0.05, 0.1, 0.1), l=(0.1, 0.05, 0.1, 0.1)) == ("layers and moments", 1.0)
 
 
@@ -116,11 +118,11 @@ def test_damaged_ones_are_refused(damage):
 
 
 def test_it_is_told_in_plain_words():
-    found = made(l=(0.05, 0.02, 0.0, 0.2))
+    found = made(l=(0.05, 0.02, -0.05, [0.2, 0.2, 0.35, 0.2, 0.2, 0.2]))
     assert seen_lines(found) == [
-        "+ Colours and contrast: 10.0% off, now 2.0%",
-        "+ Grain: +11% of full precision's, now +0%",
-        "= Composition: 20.0% off, now 20.0%",
+        "+ Colours and contrast: 10 % off, now 2 %",
+        "+ Grain: 11 % too much, now 4.9 % too little",
+        "= Composition: 20 % off, now 22 %; farther in 1 of 6 pictures",
     ]
     lines = table(found)
     assert "grain" in lines[1] and "+10.52%" in lines[2] and max(map(len, lines)) < 130
