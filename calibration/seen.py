@@ -60,6 +60,11 @@ class Seen:
         return cls(*(rows(measure.name) for measure in fields(cls)))
 
     @classmethod
+    def joined(cls, parts: Sequence[Seen], places: Sequence[Sequence[int]]) -> Seen:
+        """The pictures of several trials, of each the candidates at these places."""
+        return cls(*(joined([getattr(part, measure.name) for part in parts], places) for measure in fields(cls)))
+
+    @classmethod
     def from_parts(cls, parts: Mapping[str, Any]) -> Seen:
         """From lists, as in a file. KeyError, TypeError or ValueError if it is no such thing."""
         return cls(*(tuple(tuple(row) for row in parts[measure.name]) for measure in fields(cls)))
@@ -99,6 +104,12 @@ class Seen:
 
     def _sizes(self, name: str, index: int) -> list[float]:
         return [abs(value) for value in getattr(self, name)[index]]
+
+
+def joined(parts: Sequence[Rows], places: Sequence[Sequence[int]]) -> Rows:
+    """Rows of several trials one after another, of each part those at its places."""
+    chosen = [[part[i] for i in at] for part, at in zip(parts, places, strict=True)]
+    return tuple(tuple(value for row in rows for value in row) for rows in zip(*chosen, strict=True))
 
 
 def noise(ours: Sequence[float], theirs: Sequence[float]) -> float:

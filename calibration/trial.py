@@ -10,9 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .advice import Advice, advise
-from .correctors import CORRECTORS
+from .correctors import CORRECTORS, found
 from .measures import Decode, Measures, measured
-from .seen import MOST_MEASURE, Seen
+from .seen import MOST_MEASURE, Seen, joined
 from .text import is_number, printable, strict_json
 
 PLAIN, SEEN = "plain", "seen"
@@ -53,9 +53,8 @@ class Trial:
         whole = len(self.candidates) == len(self.error) == len(self.distance) > 0
         if not whole or self.candidates[0] != (PLAIN, 0.0) or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise ValueError("Trial: candidates, error and distance do not fit together; calibrate again.")
-        if self.seen is not None and (
-            self.seen.candidates != len(self.candidates) or self.seen.pictures % len(rows[0])
-        ):
+        seen = self.seen
+        if seen is not None and (seen.candidates != len(self.candidates) or seen.pictures < len(rows[0])):
             raise ValueError("Trial: what the pictures show is not of these candidates and runs; calibrate again.")
         if len(rows[0]) > MOST_RUNS:
             raise ValueError(f"Trial: it has {len(rows[0])} runs, more than {MOST_RUNS}; calibrate again.")
@@ -90,6 +89,26 @@ class Trial:
         )
         return cls(tuple(candidates), error, distance, Seen.of([[each.seen for each in run] for run in runs]))
 
+    @classmethod
+    def merged(cls, parts: Sequence[Trial | None], layers: bool) -> Trial | None:
+        """The held-out runs of all parts one after another, for the candidates that all have tried and that merged
+        statistics hold: what each part's own correction did. None if a part has no trial.
+
+        layers: whether the merged statistics hold a layer correction.
+        """
+        names = found(maps=False, layers=layers)
+        whole = [part for part in parts if part is not None]
+        first = whole[0].candidates if len(whole) == len(parts) else ()
+        kept = [each for each in first[1:] if each[0] in names and all(each in part.candidates for part in whole)]
+        if not kept:
+            return None
+        seen = [part.seen for part in whole if part.seen is not None]
+        places = [[0, *(part.candidates.index(each) for each in kept)] for part in whole]
+
+        error, distance = (joined([getattr(part, name) for part in whole], places) for name in ("error", "distance"))
+        pictures = Seen.joined(seen, places) if len(seen) == len(whole) else None
+        return cls((first[0], *kept), error, distance, pictures)
+
     @property
     def runs(self) -> int:
         return len(self.error[0])
@@ -112,11 +131,11 @@ class Trial:
     def from_text(cls, text: str) -> Trial:
         """The inverse. ValueError if it is no such text."""
         try:
-            found = strict_json(text)
-            candidates = tuple((name, strength) for name, strength in found["candidates"])
-            error, distance = (tuple(tuple(row) for row in found[name]) for name in ("error", "distance"))
+            parts = strict_json(text)
+            candidates = tuple((name, strength) for name, strength in parts["candidates"])
+            error, distance = (tuple(tuple(row) for row in parts[name]) for name in ("error", "distance"))
             whole = all(isinstance(name, str) and is_number(s, 0.0, MOST_STRENGTH) for name, s in candidates)
-            seen = Seen.from_parts(found[SEEN]) if SEEN in found else None
+            seen = Seen.from_parts(parts[SEEN]) if SEEN in parts else None
         except (KeyError, TypeError, ValueError) as fault:
             raise ValueError(f"Trial: its text cannot be read ({printable(fault)}); calibrate again.") from fault
         if not whole:

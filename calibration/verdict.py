@@ -75,17 +75,20 @@ def verdict(statistics: QDriftStatistics) -> Verdict:
             "Calibrate with held_out 2 or more.",
         )
     final = percent(math.sqrt(tried.mean_error(0)))
-    harmful = advise(tried.candidates, tried.error, tried.distance, None).correction
-    reason = (
-        f"'{harmful}' lowers the error but makes other things worse"
-        if harmful
-        else ("no correction helps in every held-out run")
-    )
     return Verdict(
         Outcome.CANNOT,
-        f"{reason}; the final latent stays {final} off",
+        f"{_why_none(tried)}; the final latent stays {final} off",
         "Take a finer quantization of the model, or use it as it is.",
     )
+
+
+def _why_none(tried: Trial) -> str:
+    """Why nothing is advised."""
+    harmful = advise(tried.candidates, tried.error, tried.distance, None)
+    if tried.seen is None or not harmful.correction:
+        return "no correction helps in every held-out run"
+    worse = tried.seen.worse(tried.candidates.index((harmful.correction, harmful.strength)))
+    return f"'{harmful.correction}' lowers the error but makes {' and '.join(worse)} clearly worse"
 
 
 def _left(tried: Trial) -> str:

@@ -75,8 +75,8 @@ class GimbalQDriftMerge(io.ComfyNode):
             node_id="GimbalQDriftMerge",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Joins calibrations of one setting, run with other seeds or prompts: the error's moments, exactly. "
-            "Moment matching, layer correction and advice are left out.",
+            description="Joins calibrations of one setting, run with other seeds or prompts: the error's moments, exactly; the layer "
+            "correction as the mean over all runs, with its advice. Moment matching is left out.",
             inputs=[
                 part("first", tooltip=tooltip),
                 part("second", tooltip=tooltip),

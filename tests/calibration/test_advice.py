@@ -103,7 +103,9 @@ def test_it_survives_a_file_and_an_old_file_has_none():
         lambda seen: seen["colour"][0].__setitem__(0, -1.0),
         lambda seen: seen["composition"][0].__setitem__(0, "x"),
         lambda seen: seen["grain"][0].__setitem__(0, 1e9),
-        lambda seen: [row.append(0.1) for rows in seen.values() for row in rows],  # 7 pictures of 2 runs
+        lambda seen: [
+            row.__delitem__(slice(1, None)) for rows in seen.values() for row in rows
+        ],  # 1 picture of 2 runs
         lambda seen: [rows.append(rows[0]) for rows in seen.values()],  # a candidate too many
     ],
 )
@@ -115,6 +117,18 @@ def test_damaged_ones_are_refused(damage):
     parts["seen"] = 3
     with pytest.raises(ValueError, match="calibrate again"):
         Trial.from_text(json.dumps(parts))
+
+
+def test_merged_trials_keep_what_all_have_tried_and_what_is_left():
+    one = made(m=(0.1, 0.1, 0.1, 0.1), l=(0.11, 0.2, 0.1, 0.1))
+    two = made(runs=3, pictures=1, l=(0.12, 0.3, 0.1, 0.1), lm=(0.13, 0.1, 0.1, 0.1))
+    found = Trial.merged([one, two], layers=True)
+    assert found.candidates == (("plain", 0.0), ("layers", 1.0)), "maps are not merged"
+    assert found.error == (one.error[0] + two.error[0], one.error[2] + two.error[1]) and found.runs == 5
+    assert found.seen.colour == ((0.1,) * 9, (0.2,) * 6 + (0.3,) * 3)
+    assert Trial.merged([one, two], layers=False) is None and Trial.merged([one, None], layers=True) is None
+    old = Trial(two.candidates, two.error, two.distance)
+    assert Trial.merged([one, old], layers=True).seen is None
 
 
 def test_it_is_told_in_plain_words():

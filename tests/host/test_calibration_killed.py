@@ -56,7 +56,8 @@ def watched(tiny, twin, calibrate):
 def contents(path):
     """Tensors, and the metadata but for the day and the checksum: safetensors writes metadata in any order."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, {**file.metadata(), "date": "", "checksum": ""}
+        names = file.keys()  # it is no mapping
+        return {name: file.get_tensor(name) for name in names}, {**file.metadata(), "date": "", "checksum": ""}
 
 
 def killed(run, call):
