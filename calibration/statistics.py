@@ -235,8 +235,8 @@ class QDriftStatistics:
         kept = torch.cat(alone) if len(alone) == len(parts) else None
         layers = layer_fields.merged([(part.layers, part.provenance.runs) for part in parts])
         trial = Trial.merged([part.trial for part in parts], layers is not None)
-        total = merged([[part.moments(i) for i in range(len(part.sigma))] for part in parts])
-        return cls(first.sigma, *stacked(total), provenance, run_variance=kept, layers=layers, trial=trial)
+        total = stacked(merged([[part.moments(i) for i in range(len(part.sigma))] for part in parts]))
+        return cls(first.sigma, *total, provenance, run_variance=kept, layers=layers, trial=trial)
 
     def describe(self) -> str:
         """Everything in it as text: settings, a line per sigma, the verdict. Lines end in a newline."""
