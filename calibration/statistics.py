@@ -227,10 +227,8 @@ class QDriftStatistics:
             raise ValueError(f"{where}: {error}") from error
         for other in parts[1:]:
             if not same_levels(first.sigma, other.sigma):
-                raise ValueError(
-                    f"{where}: sigma differs: {levels(first.sigma)} and {levels(other.sigma)}; "
-                    "merge calibrations of one schedule."
-                )
+                differ = f"{levels(first.sigma)} and {levels(other.sigma)}"
+                raise ValueError(f"{where}: sigma differs: {differ}; merge calibrations of one schedule.")
         alone = [part.run_variance for part in parts if part.run_variance is not None]
         kept = torch.cat(alone) if len(alone) == len(parts) else None
         layers = layer_fields.merged([(part.layers, part.provenance.runs) for part in parts])
