@@ -19,21 +19,28 @@ class Corrector:
         drift: Q-Drift's gain. layers: the layer correction.
         maps: moment matching, with the maps that were found beside this; None: no moment matching.
         tried: strengths that the trial on held-out runs tries.
+        words: what it corrects, to stand behind its name in a sentence.
     """
 
     drift: bool = False
     layers: bool = False
     maps: Beside | None = None
     tried: tuple[float, ...] = (1.0,)
+    words: str = ""
+
+    @property
+    def parts(self) -> int:
+        """How many methods act in it."""
+        return self.drift + self.layers + (self.maps is not None)
 
 
 DRIFT, MOMENTS, BOTH, LAYERS, LAYERS_AND_MOMENTS = "drift", "moments", "both", "layers", "layers and moments"
 CORRECTORS = {
-    DRIFT: Corrector(drift=True),
-    MOMENTS: Corrector(maps="", tried=(0.5, 1.0)),
-    BOTH: Corrector(drift=True, maps="drift"),
-    LAYERS: Corrector(layers=True),
-    LAYERS_AND_MOMENTS: Corrector(layers=True, maps="layers"),
+    DRIFT: Corrector(drift=True, words="error that acts as noise"),
+    MOMENTS: Corrector(maps="", tried=(0.5, 1.0), words="each channel's mean and contrast"),
+    BOTH: Corrector(drift=True, maps="drift", words="noise, and each channel's mean and contrast"),
+    LAYERS: Corrector(layers=True, words="each layer's mean error, inside the network"),
+    LAYERS_AND_MOMENTS: Corrector(layers=True, maps="layers", words="each layer's mean error, then each channel's"),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..core.layer_correction import OFFSET, PLACES, REMEDY, SIGMA_END, LayerOffsets
@@ -35,6 +36,21 @@ def tensors_of(layers: LayerOffsets | None) -> dict[str, Tensor]:
 
 def metadata_of(layers: LayerOffsets | None) -> dict[str, str]:
     return {} if layers is None else layers.to_file()[1]
+
+
+def merged(parts: Sequence[tuple[LayerOffsets | None, int]]) -> LayerOffsets | None:
+    """The mean of several calibrations' offsets, each by its number of runs; None unless all have the same places and
+    ranges of sigma. Each was found in a loop of its own, so each is an estimate of the same offsets."""
+    first = parts[0][0]
+    if first is None:
+        return None
+    total = torch.zeros_like(first.offset, dtype=torch.float64)
+    for layers, runs in parts:
+        if layers is None or layers.places != first.places or not torch.equal(layers.sigma_end, first.sigma_end):
+            return None
+        total += layers.offset.double() * runs
+    offset = total / sum(runs for _, runs in parts)
+    return LayerOffsets(first.places, first.sigma_end, offset.to(first.offset.dtype))
 
 
 def described(layers: LayerOffsets) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import report, trial
+from . import report, trial_text
 from .residual import BINS, LIMIT, Residual
 from .statistics import QDriftStatistics
+from .trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,8 +84,8 @@ def _plain(line: str) -> str:
     return line.replace("$", r"\$")  # matplotlib would read formulas
 
 
-def _trial(panel: Axes, tried: trial.Trial) -> None:
-    names = [trial.label(candidate) for candidate in tried.candidates]
+def _trial(panel: Axes, tried: Trial) -> None:
+    names = [trial_text.label(candidate) for candidate in tried.candidates]
     chosen = (tried.advice().correction, tried.advice().strength)
     colours = [
         ORANGE if candidate == chosen else GREY if i == 0 else BLUE for i, candidate in enumerate(tried.candidates)

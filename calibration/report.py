@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import gains, layer_fields, trial
+from . import gains, layer_fields, trial_text
 from .gains import Rule
 from .levels import levels
 from .maps_table import maps_table
 from .moments import JointMoments
 from .residual import Residual
 from .statistics import QDriftStatistics
+from .text import percent
 
 SUBSET = 5  # runs, which the paper found to suffice (Q-Drift Sec. 5.4)
 MOST_CHANNELS = 16  # whose gains the text table shows one by one
@@ -133,7 +134,7 @@ def verdict(statistics: QDriftStatistics) -> str:
         return "The error is exactly 0: the two models are the same, or the quantized one was not used."
     start = f"The error is {percent(error)} of the signal"
     if statistics.trial is not None:
-        return f"{start}. {trial.sentence(statistics.trial)}"
+        return f"{start}. {trial_text.sentence(statistics.trial)}"
     if error < SLIGHT:
         return f"{start}: expect no visible change."
     systematic = (
@@ -157,15 +158,6 @@ def verdict(statistics: QDriftStatistics) -> str:
     )
 
 
-def percent(share: float) -> str:
-    if not math.isfinite(share):
-        return "more than all"
-    value = 100 * share
-    if value < 0.01:
-        return "less than 0.01 %"
-    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
-
-
 def describe(statistics: QDriftStatistics) -> str:
     origin = statistics.provenance
     lines = [
@@ -186,7 +178,7 @@ def describe(statistics: QDriftStatistics) -> str:
         error = float(moments.pooled().relative_error())
         lines.append(f"{sigma:10.4g} {moments.count:12d} {figures} {float(moments.slope().mean()):8.3f} {error:8.2%}")
     if statistics.trial is not None:
-        lines += trial.table(statistics.trial)
+        lines += trial_text.table(statistics.trial)
     lines += ["", verdict(statistics)]
     return "".join(f"{_printable(line)}\n" for line in lines)
 
@@ -213,7 +205,7 @@ def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = No
     if maps is not None:
         lines += ["", "Moment matching: x -> scale x + shift after each step", "", *maps_table(maps)]
     if statistics.trial is not None:
-        lines += trial.table(statistics.trial)
+        lines += trial_text.table(statistics.trial)
     lines += ["", stability(statistics), shape_sentence(residuals), "", verdict(statistics)]
     return "\n".join(lines) + "\n"
 

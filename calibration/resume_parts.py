@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..core.run_means import RunMeans
 from . import storage
+from .measures import Measures
+from .seen import MOST, MOST_MEASURE
 from .text import printable
-from .trial import MOST_MEASURE
+from .trial import Tried
 from .validate import MOST_VALUE, dimension_fault, map_fault, range_fault
 
 logger = logging.getLogger(__name__)
@@ -87,8 +90,24 @@ def load_layers(path: Path, shape: tuple[int, int]) -> RunMeans | None:
     return None if found is None else RunMeans.from_parts(int(found["count"]), found["mean"], found["m2"])
 
 
-def load_measures(path: Path, candidates: int) -> list[list[float]] | None:
-    """A held-out run's error and distance, (candidates, 2); otherwise as `load`."""
-    wanted = {"measures": ("F64", (candidates, 2))}
-    found = load(path, wanted, lambda parts: range_fault("measures", parts["measures"], 0.0, MOST_MEASURE))
-    return None if found is None else found["measures"].tolist()
+def save_tried(path: Path, tried: Tried) -> None:
+    """What a candidate gave on a held-out run."""
+    measures = torch.tensor([tried.error, tried.distance], dtype=torch.float64, device="cpu")
+    save(path, {"measures": measures, "seen": torch.stack(tried.seen)})
+
+
+def load_tried(path: Path) -> Tried | None:
+    """Otherwise as `load`."""
+
+    def fault(found: dict[str, Tensor]) -> str | None:
+        wrong = range_fault("measures", found["measures"], 0.0, MOST_MEASURE)
+        for name, values in zip(Measures._fields, found["seen"], strict=True):
+            low, high = MOST[name]
+            wrong = wrong or range_fault(f"seen, {name}", values, low, high)
+        return wrong
+
+    found = load(path, {"measures": ("F64", (2,)), "seen": ("F64", (len(Measures._fields), "B"))}, fault)
+    if found is None:
+        return None
+    error, distance = found["measures"].tolist()
+    return Tried(error, distance, Measures(*found["seen"]))

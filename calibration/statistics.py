@@ -210,9 +210,8 @@ class QDriftStatistics:
     def merge(cls, parts: Sequence[QDriftStatistics]) -> QDriftStatistics:
         """The statistics of all runs of all parts, as if calibrated at once. A single part comes back as it is.
 
-        State maps, layer corrections and trials are left out: each map and offset was found with the earlier ones in
-        place, so their average is no such thing, and a trial was of one part's corrections.
-        run_variance is kept if every part has it.
+        State maps are left out: each was found with the earlier ones in place, so their average is no such thing.
+        run_variance, layers (their mean by runs) and trial (of what is left) are kept if every part has them.
         Raises:
             ValueError: no parts; sigmas, models or settings differ (named); or a run is in two parts.
         """
@@ -228,14 +227,14 @@ class QDriftStatistics:
             raise ValueError(f"{where}: {error}") from error
         for other in parts[1:]:
             if not same_levels(first.sigma, other.sigma):
-                raise ValueError(
-                    f"{where}: sigma differs: {levels(first.sigma)} and {levels(other.sigma)}; "
-                    "merge calibrations of one schedule."
-                )
-        total = merged([[part.moments(i) for i in range(len(part.sigma))] for part in parts])
+                differ = f"{levels(first.sigma)} and {levels(other.sigma)}"
+                raise ValueError(f"{where}: sigma differs: {differ}; merge calibrations of one schedule.")
         alone = [part.run_variance for part in parts if part.run_variance is not None]
         kept = torch.cat(alone) if len(alone) == len(parts) else None
-        return cls(first.sigma, *stacked(total), provenance, run_variance=kept)
+        layers = layer_fields.merged([(part.layers, part.provenance.runs) for part in parts])
+        trial = Trial.merged([part.trial for part in parts], layers is not None)
+        total = stacked(merged([[part.moments(i) for i in range(len(part.sigma))] for part in parts]))
+        return cls(first.sigma, *total, provenance, run_variance=kept, layers=layers, trial=trial)
 
     def describe(self) -> str:
         """Everything in it as text: settings, a line per sigma, the verdict. Lines end in a newline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 MOST_SHOWN = 300  # characters of a foreign text in a message
@@ -66,3 +67,13 @@ def is_number(value: object, low: float, high: float) -> bool:
 
 def is_whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def percent(share: float) -> str:
+    """A share of 0 or more for a sentence: "0.5 %", "12 %"."""
+    if not math.isfinite(share):
+        return "more than all"
+    value = 100 * share
+    if value < 0.01:
+        return "less than 0.01 %"
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"

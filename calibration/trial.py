@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .correctors import CORRECTORS
+from .advice import Advice, advise
+from .correctors import CORRECTORS, found
+from .measures import Decode, Measures, measured
+from .seen import MOST_MEASURE, Seen, joined
 from .text import is_number, printable, strict_json
 
-# To be advised a correction must lower the samples' own error in every run, by this share on the whole;
-CLEAR = 0.03
-# or the distance of their statistics, where that is not small already, and leave the error as it is.
-CLEAR_DISTANCE, WORTH_IT, UNCHANGED = 0.2, 0.01, 0.02
-PLAIN = "plain"
+PLAIN, SEEN = "plain", "seen"
 # What a trial may hold: strengths, measures (a share of full precision's variance), ways of sampling, runs.
-MOST_STRENGTH, MOST_MEASURE, MOST_CANDIDATES, MOST_RUNS = 10.0, 1e15, 100, 10_000
+MOST_STRENGTH, MOST_CANDIDATES, MOST_RUNS = 10.0, 100, 10_000
 
 
-@dataclass(frozen=True)
-class Advice:
-    """correction: one of CORRECTORS, or "" for leaving the model alone. error: its error by plain sampling's."""
+class Tried(NamedTuple):
+    """One candidate on one held-out run: error and distance as `Trial` has them, and what its pictures show."""
 
-    correction: str
-    strength: float
     error: float
+    distance: float
+    seen: Measures
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Trial:
         error: by candidate, for each run: mean squared difference of its latent to full precision's, by that one's variance.
         distance: by candidate, for each run: the squared differences of the channels' means and deviations to full
             precision's, summed, by the sum of its variances.
+        seen: what each picture shows; None in files of earlier versions.
     Raises:
         ValueError: the parts do not fit together, or a number cannot be.
     """
@@ -45,6 +45,7 @@ class Trial:
     candidates: tuple[tuple[str, float], ...]
     error: tuple[tuple[float, ...], ...]
     distance: tuple[tuple[float, ...], ...]
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         self._check_candidates()
@@ -52,6 +53,9 @@ class Trial:
         whole = len(self.candidates) == len(self.error) == len(self.distance) > 0
         if not whole or self.candidates[0] != (PLAIN, 0.0) or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise ValueError("Trial: candidates, error and distance do not fit together; calibrate again.")
+        seen = self.seen
+        if seen is not None and (seen.candidates != len(self.candidates) or seen.pictures < len(rows[0])):
+            raise ValueError("Trial: what the pictures show is not of these candidates and runs; calibrate again.")
         if len(rows[0]) > MOST_RUNS:
             raise ValueError(f"Trial: it has {len(rows[0])} runs, more than {MOST_RUNS}; calibrate again.")
         if not all(is_number(value, 0.0, MOST_MEASURE) for row in rows for value in row):
@@ -76,6 +80,35 @@ class Trial:
         if len(set(self.candidates)) != len(self.candidates):
             raise ValueError("Trial: a candidate stands twice; calibrate again.")
 
+    @classmethod
+    def of(cls, candidates: Sequence[tuple[str, float]], runs: Sequence[Sequence[Tried]]) -> Trial:
+        """runs: for each run, of each candidate."""
+        error, distance = (
+            tuple(tuple(getattr(run[c], name) for run in runs) for c in range(len(candidates)))
+            for name in ("error", "distance")
+        )
+        return cls(tuple(candidates), error, distance, Seen.of([[each.seen for each in run] for run in runs]))
+
+    @classmethod
+    def merged(cls, parts: Sequence[Trial | None], layers: bool) -> Trial | None:
+        """The held-out runs of all parts one after another, for the candidates that all have tried and that merged
+        statistics hold: what each part's own correction did. None if a part has no trial.
+
+        layers: whether the merged statistics hold a layer correction.
+        """
+        names = found(maps=False, layers=layers)
+        whole = [part for part in parts if part is not None]
+        first = whole[0].candidates if len(whole) == len(parts) else ()
+        kept = [each for each in first[1:] if each[0] in names and all(each in part.candidates for part in whole)]
+        if not kept:
+            return None
+        seen = [part.seen for part in whole if part.seen is not None]
+        places = [[0, *(part.candidates.index(each) for each in kept)] for part in whole]
+
+        error, distance = (joined([getattr(part, name) for part in whole], places) for name in ("error", "distance"))
+        pictures = Seen.joined(seen, places) if len(seen) == len(whole) else None
+        return cls((first[0], *kept), error, distance, pictures)
+
     @property
     def runs(self) -> int:
         return len(self.error[0])
@@ -87,44 +120,34 @@ class Trial:
         return sum(self.distance[index]) / self.runs
 
     def advice(self) -> Advice:
-        """What lowered the error most, if it did so clearly in every run; else what lowered the distance most without
-        raising the error, if it did so clearly in every run; else nothing."""
-        options = [i for i in range(1, len(self.candidates)) if self._lowers(self.error, i, CLEAR)]
-        best = min(options, key=self.mean_error, default=None)
-        if best is None and self.mean_distance(0) > WORTH_IT:
-            options = [
-                i
-                for i in range(1, len(self.candidates))
-                if self._lowers(self.distance, i, CLEAR_DISTANCE)
-                and self.mean_error(i) <= (1.0 + UNCHANGED) * self.mean_error(0)
-            ]
-            best = min(options, key=self.mean_distance, default=None)
-        if best is None:
-            return Advice("", 0.0, 1.0)
-        return Advice(*self.candidates[best], error=self.mean_error(best) / self.mean_error(0))
-
-    def _lowers(self, values: tuple[tuple[float, ...], ...], index: int, share: float) -> bool:
-        mean = sum(values[index]) <= (1.0 - share) * sum(values[0])
-        return mean and all(value < plain for value, plain in zip(values[index], values[0], strict=True))
+        """What to take, if anything."""
+        return advise(self.candidates, self.error, self.distance, self.seen)
 
     def to_text(self) -> str:
-        return json.dumps({"candidates": self.candidates, "error": self.error, "distance": self.distance})
+        parts = {"candidates": self.candidates, "error": self.error, "distance": self.distance}
+        return json.dumps(parts if self.seen is None else {**parts, SEEN: asdict(self.seen)})
 
     @classmethod
     def from_text(cls, text: str) -> Trial:
         """The inverse. ValueError if it is no such text."""
         try:
-            found = strict_json(text)
-            candidates = tuple((name, strength) for name, strength in found["candidates"])
-            error, distance = (tuple(tuple(row) for row in found[name]) for name in ("error", "distance"))
+            parts = strict_json(text)
+            candidates = tuple((name, strength) for name, strength in parts["candidates"])
+            error, distance = (tuple(tuple(row) for row in parts[name]) for name in ("error", "distance"))
             whole = all(isinstance(name, str) and is_number(s, 0.0, MOST_STRENGTH) for name, s in candidates)
+            seen = Seen.from_parts(parts[SEEN]) if SEEN in parts else None
         except (KeyError, TypeError, ValueError) as fault:
             raise ValueError(f"Trial: its text cannot be read ({printable(fault)}); calibrate again.") from fault
         if not whole:
             raise ValueError(
                 f"Trial: a candidate is not a name and a strength from 0 to {MOST_STRENGTH:g}; calibrate again."
             )
-        return cls(candidates, error, distance)
+        return cls(candidates, error, distance, seen)
+
+
+def judged(sample: Tensor, full: Tensor, decode: Decode | None = None) -> Tried:
+    """One run's latent against full precision's; as `compared` and `measured` take them, and raise."""
+    return Tried(*compared(sample, full), measured(sample, full, decode))
 
 
 def compared(sample: Tensor, full: Tensor) -> tuple[float, float]:
@@ -139,35 +162,3 @@ def compared(sample: Tensor, full: Tensor) -> tuple[float, float]:
     deviation = ours.std(1, correction=0) - variance.sqrt()
     distance = (ours.mean(1) - theirs.mean(1)).square() + deviation.square()
     return float((ours - theirs).square().mean()) / power, float(distance.sum() / variance.sum())
-
-
-def label(candidate: tuple[str, float]) -> str:
-    """For tables and sentences: "moments", "moments at 0.5"."""
-    name, strength = candidate
-    return name if strength in (0.0, 1.0) else f"{name} at {strength:g}"
-
-
-def sentence(trial: Trial) -> str:
-    """What was tried, with its numbers, and the advice."""
-    shown = ", ".join(
-        f"{label(candidate)} {100 * math.sqrt(trial.mean_error(i)):.3g} %"
-        for i, candidate in enumerate(trial.candidates)
-    )
-    many = "1 held-out run" if trial.runs == 1 else f"{trial.runs} held-out runs"
-    tried = f"Tried on {many}, error of the final latent: {shown}"
-    advice = trial.advice()
-    if not advice.correction:
-        return f"{tried}. Nothing helped clearly in every run: leave this model as it is."
-    return f"{tried}. Advised: {advice.correction} at strength {advice.strength:g}."
-
-
-def table(trial: Trial) -> list[str]:
-    """Lines of text: a row for each way of sampling."""
-    lines = ["", f"{'held-out runs':>18} {'error':>9} {'distance':>9} {'of plain':>9}  each run's error by plain's"]
-    for i, candidate in enumerate(trial.candidates):
-        ratios = [value / plain if plain else 1.0 for value, plain in zip(trial.error[i], trial.error[0], strict=True)]
-        of_plain = trial.mean_error(i) / trial.mean_error(0) if trial.mean_error(0) else 1.0
-        error, distance = (math.sqrt(value) for value in (trial.mean_error(i), trial.mean_distance(i)))
-        each = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        lines.append(f"{label(candidate):>18} {error:9.2%} {distance:9.2%} {of_plain:9.3f}  {each}")
-    return lines

@@ -101,7 +101,7 @@ class Correction:
     def _advised(stats: QDriftStatistics) -> tuple[str, float, str]:
         """The correction, the share of the strength, and what to say of it."""
         if stats.trial is None:
-            return DRIFT, 1.0, "these statistics hold no advice (held_out was 0, or merged); taking drift."
+            return DRIFT, 1.0, "these statistics hold no advice (no held-out runs, or merged); taking drift."
         advice = stats.trial.advice()
         if not advice.correction:
             words = (

@@ -75,8 +75,8 @@ class GimbalQDriftMerge(io.ComfyNode):
             node_id="GimbalQDriftMerge",
             display_name=cls.NAME,
             category="gimbal/qdrift",
-            description="Joins calibrations of one setting, run with other seeds or prompts: the error's moments, exactly. "
-            "Moment matching, layer correction and advice are left out.",
+            description="Joins calibrations of one setting, run with other seeds or prompts: the error's moments, exactly; the layer "
+            "correction as the mean over all runs, with its advice. Moment matching is left out.",
             inputs=[
                 part("first", tooltip=tooltip),
                 part("second", tooltip=tooltip),
@@ -147,7 +147,8 @@ class GimbalQDriftReport(io.ComfyNode):
     def execute(cls, stats) -> io.NodeOutput:
         found = verdict(stats)
         image = card(found, qdrift_folder.saved_as(stats))
-        words = f"{found.line} {found.next_step}\n\n{report.text(stats)}"
+        words = "\n".join([f"{found.line} {found.next_step}", *found.seen, found.cost]).rstrip()
+        words = f"{words}\n\n{report.text(stats)}"
         return io.NodeOutput(image, words, picture(stats), ui=ui.PreviewImage(image, cls=cls))
 
 

@@ -27,7 +27,7 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
     done = _resumed(task, store)
     watch = PlaceWatch(task.node, task.schedule.sigmas) if task.settings.layers else None
     left = [(i, run) for i, run in enumerate(task.runs) if i not in done]
-    untried = [run for run in task.held_out if task.resume.load_trial(run, len(task.settings.candidates)) is None]
+    untried = [run for run in task.held_out if not task.resume.tried(run, task.settings.candidates)]
     full = task.models.full
     if full is not None:
         task.progress.skip((len(task.held_out) - len(untried)) * task.schedule.steps)  # recorded and tried before

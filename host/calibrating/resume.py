@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ...calibration import resume_parts
 from ...calibration.collect import RunMoments
+from ...calibration.trial import Tried
 from ...core.run_means import RunMeans
-from ...core.shapes import to_float64
 from .. import identity, qdrift_folder
 from .recording import run_name
 from .sampling_runs import CalibrationRun
 
 logger = logging.getLogger(__name__)
 Part = TypeVar("Part")
+Candidate = tuple[str, float]  # a correction and its strength
 
 
 class Resume:
@@ -59,12 +60,16 @@ class Resume:
         """The layer correction's runs so far, of this shape."""
         return self._usable(lambda: resume_parts.load_layers(self._layers(), shape))
 
-    def save_trial(self, run: CalibrationRun, measures: Sequence[Sequence[float]]) -> None:
-        resume_parts.save(self._trial(run), {"measures": torch.stack([to_float64(pair) for pair in measures])})
+    def save_trial(self, run: CalibrationRun, candidate: Candidate, tried: Tried) -> None:
+        resume_parts.save_tried(self._trial(run, candidate), tried)
 
-    def load_trial(self, run: CalibrationRun, candidates: int) -> list[list[float]] | None:
-        """What each candidate gave on a held-out run, (candidates, 2)."""
-        return self._usable(lambda: resume_parts.load_measures(self._trial(run), candidates))
+    def load_trial(self, run: CalibrationRun, candidate: Candidate) -> Tried | None:
+        """What a candidate gave on a held-out run."""
+        return self._usable(lambda: resume_parts.load_tried(self._trial(run, candidate)))
+
+    def tried(self, run: CalibrationRun, candidates: Sequence[Candidate]) -> bool:
+        """Whether all candidates were tried on a held-out run."""
+        return all(self.load_trial(run, candidate) is not None for candidate in candidates)
 
     def clear(self) -> None:
         """After the statistics are safe."""
@@ -87,8 +92,10 @@ class Resume:
     def _layers(self) -> Path:
         return self.folder / f"layers_{self.fitted}.partial"
 
-    def _trial(self, run: CalibrationRun) -> Path:
-        return self.folder / f"trial_{self.fitted}_{run_name(run)}.partial"
+    def _trial(self, run: CalibrationRun, candidate: Candidate) -> Path:
+        name, strength = candidate
+        words = f"{name.replace(' ', '_')}_{strength:g}"
+        return self.folder / f"trial_{self.fitted}_{run_name(run)}_{words}.partial"
 
 
 def fitted_name(runs: Sequence[CalibrationRun], correction: str) -> str:

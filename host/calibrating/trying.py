@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ...calibration.statistics import QDriftStatistics
 from ...calibration.trajectories import TrajectoryStore
-from ...calibration.trial import PLAIN, Trial, compared
+from ...calibration.trial import PLAIN, Trial, Tried, judged
 from ..corrected_sampler import corrected
 from ..correction import Correction
+from ..latent_decoder import latent_decoder
 from .recording import run_name
+from .resume import Candidate
 from .sampling_runs import CalibrationRun, final_state
 from .task import CALIBRATED_OPTIONS, Task
 
@@ -27,29 +29,28 @@ def try_corrections(task: Task, statistics: QDriftStatistics, store: TrajectoryS
         return None
     if task.settings.layers and statistics.layers is None:  # looked for and not found
         task = replace(task, settings=replace(task.settings, layers=False))
-    each = [_try(task, i, statistics, store) for i in range(len(task.held_out))]  # (run, candidate, 2)
-    error, distance = (tuple(tuple(run[c][part] for run in each) for c in range(len(each[0]))) for part in (0, 1))
-    return Trial(task.settings.candidates, error, distance)
+    runs = [_try(task, i, statistics, store) for i in range(len(task.held_out))]
+    return Trial.of(task.settings.candidates, runs)
 
 
-def _try(task: Task, i: int, statistics: QDriftStatistics, store: TrajectoryStore) -> list[list[float]]:
-    """(candidates, 2): error and distance."""
-    run, candidates = task.held_out[i], task.settings.candidates
-    before = task.resume.load_trial(run, len(candidates))
-    if before is not None:
-        task.progress.skip(task.schedule.steps * len(candidates))
-        return before
-    full = store.final(run_name(run))
-    measures = []
-    for candidate in candidates:
-        task.progress.say(f"Held-out run {i + 1} of {len(task.held_out)}: trying {candidate[0]}")
-        measures.append(list(compared(_sampled(task, run, candidate, statistics), full)))
-        task.progress.end(task.schedule.steps)
-    task.resume.save_trial(run, measures)
-    return measures
+def _try(task: Task, i: int, statistics: QDriftStatistics, store: TrajectoryStore) -> list[Tried]:
+    """What each candidate gives on one run."""
+    run, decode = task.held_out[i], latent_decoder(task.models.quantized)
+    found = []
+    for candidate in task.settings.candidates:
+        tried = task.resume.load_trial(run, candidate)
+        if tried is None:
+            task.progress.say(f"Held-out run {i + 1} of {len(task.held_out)}: trying {candidate[0]}")
+            tried = judged(_sampled(task, run, candidate, statistics), store.final(run_name(run)), decode)
+            task.resume.save_trial(run, candidate, tried)
+            task.progress.end(task.schedule.steps)
+        else:
+            task.progress.skip(task.schedule.steps)
+        found.append(tried)
+    return found
 
 
-def _sampled(task: Task, run: CalibrationRun, candidate: tuple[str, float], statistics: QDriftStatistics) -> Tensor:
+def _sampled(task: Task, run: CalibrationRun, candidate: Candidate, statistics: QDriftStatistics) -> Tensor:
     sampler = comfy.samplers.sampler_object(task.schedule.sampler)
     kind, strength = candidate
     if kind != PLAIN:

@@ -28,15 +28,19 @@ COLOURS = {
 
 
 def card(verdict: Verdict, path: Path | None) -> Tensor:
-    """The outcome, by how much, what to do next, and where the file is; (1, height, width, 3) in [0, 1].
+    """The outcome, by how much, what to do next, what that costs, and where the file is; (1, height, width, 3) in [0, 1].
 
     Args:
         path: of the statistics; None where they are in no file.
     """
+    good, bad = COLOURS[Outcome.HELPS], COLOURS[Outcome.CANNOT]
+    marked = [(line, SMALL, {"+": good, "=": INK}.get(line[:1], bad)) for line in verdict.seen]
     place = f"File: {printable(Path(*path.parts[-3:]), 120)}" if path else "Not saved in models/qdrift."
     paragraphs = [
         (f"{verdict.amount[:1].upper()}{verdict.amount[1:]}.", BODY, INK),
+        *marked,
         (verdict.next_step, BODY, INK),
+        *([(verdict.cost, SMALL, FAINT)] if verdict.cost else []),
         (place, SMALL, FAINT),
     ]
     blocks = [(_wrapped(words, size), size, colour) for words, size, colour in paragraphs]
@@ -56,11 +60,12 @@ def card(verdict: Verdict, path: Path | None) -> Tensor:
 
 def _wrapped(words: str, size: int) -> list[str]:
     """Lines no wider than the card; a word that is wider, as a path may be, is broken."""
+    words = words.replace(" %", "\N{NO-BREAK SPACE}%")
     font, room = ImageFont.load_default(size), WIDTH - 2 * MARGIN
     letters = len(words)
     while letters > 1:
         lines = textwrap.wrap(words, letters, break_on_hyphens=False)
         if all(font.getlength(line) <= room for line in lines):
-            return lines[:MOST_LINES]
+            return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines[:MOST_LINES]]
         letters = min(letters - 1, max(map(len, lines)) - 1)
     return [words]

@@ -120,6 +120,27 @@ def test_what_cannot_be_is_refused_with_the_file_and_a_remedy(tmp_path, change, 
         QDriftStatistics.load(path)
 
 
-def test_merging_leaves_it_out():
-    merged = QDriftStatistics.merge([whole(), statistics(1)])
-    assert merged.provenance.runs == 2 and merged.layers is None and merged.state_map("layers") is None
+def test_merging_takes_the_mean_by_runs():
+    """Of the offsets; maps and candidates that need them are left out."""
+    two = dataclasses.replace(whole(), layers=dataclasses.replace(layers(), offset=-layers().offset))
+    two = dataclasses.replace(two, provenance=Provenance(**{**ABOUT, "runs": 3}, seeds=(1, 2, 3)), run_variance=None)
+    merged = QDriftStatistics.merge([whole(), two])
+    assert merged.provenance.runs == 4 and merged.state_map("layers") is None
+    wanted = (1 * layers().offset.double() - 3 * layers().offset.double()) / 4
+    assert merged.layers.places == PLACES and torch.equal(merged.layers.offset, wanted.bfloat16())
+    assert merged.trial.candidates == (("plain", 0.0), ("layers", 1.0)) and merged.trial.error == (
+        (0.3,) * 2,
+        (0.2,) * 2,
+    )
+    assert merged.trial.advice().correction == "layers"
+
+
+def test_merging_leaves_out_what_does_not_fit():
+    ends = torch.tensor([0.4, 0.0], dtype=torch.float64)
+    moved = Place("blocks.1.attn.out", 0, 3, -1), PLACES[1]
+    others = [None, *(dataclasses.replace(layers(), **change) for change in ({"sigma_end": ends}, {"places": moved}))]
+    for other in others:
+        two = statistics(1, layers=other)
+        for parts in ([whole(), two], [two, whole()]):
+            merged = QDriftStatistics.merge(parts)
+            assert merged.provenance.runs == 2 and merged.layers is None and merged.trial is None

@@ -11,12 +11,13 @@ import torch
 
 from gimbal.calibration import resume_parts
 from gimbal.calibration.collect import RunMoments
+from gimbal.calibration.measures import Measures
 from gimbal.calibration.moments import JointMoments
 from gimbal.calibration.provenance import Provenance
 from gimbal.calibration.statistics import QDriftStatistics
 from gimbal.calibration.trajectories import ModelCall, Trajectory, TrajectoryStore
 from gimbal.calibration.trajectory_header import read_header, write_header
-from gimbal.calibration.trial import Trial
+from gimbal.calibration.trial import Trial, Tried
 from gimbal.core.layer_correction import LayerOffsets
 from gimbal.core.places import Place
 
@@ -67,12 +68,12 @@ def read_run(path):
 
 
 def make_part(path):
-    resume_parts.save(path, {"measures": torch.tensor([[0.5, 0.25], [0.125, 1.0]], dtype=torch.float64)})
+    resume_parts.save_tried(path, Tried(0.5, 0.25, Measures(*torch.rand(4, 3, dtype=torch.float64))))
 
 
 def read_part(path):
-    found = resume_parts.load_measures(path, 2)
-    return {"measures": torch.tensor(found, dtype=torch.float64)}, {}
+    found = resume_parts.load_tried(path)
+    return {"measures": torch.tensor(found[:2], dtype=torch.float64), "seen": torch.stack(found.seen)}, {}
 
 
 def make_map(path):

@@ -349,14 +349,19 @@ def tried(error, distance, variance=0.1):
 
 def test_a_correction_that_helps_says_by_how_much():
     found = verdict(tried([(0.16, 0.09), (0.16, 0.09)], [(0.01, 0.01)] * 2))
-    assert found.line == "Helps: 'moments' lowers the error of the final latent by 25 %, from 40 % to 30 %."
-    assert found.outcome is Outcome.HELPS and found.next_step == "Leave Quantization Fix at 'advised'."
+    assert found.line == (
+        "Helps: 'moments' (each channel's mean and contrast) takes away 25 % of the final latent's error: 40 % to 30 %."
+    )
+    assert found.outcome is Outcome.HELPS
+    assert found.next_step == "Next: connect stats to Quantization Fix and leave it at 'advised'."
+    assert found.cost == "Costs in each step: a scale and a shift of the latent; no further model call."
+    assert found.seen == (), "the trial of an earlier version"
 
 
 def test_much_that_is_left_is_said():
     found = verdict(tried([(1.0, 0.49), (1.0, 0.49)], [(0.01, 0.01)] * 2))
     assert (
-        found.line.endswith("by 30 %, from 100 % to 70 %.")
+        found.line.endswith("30 % of the final latent's error: 100 % to 70 %.")
         and "a finer quantization would help more" in found.next_step
     )
 
@@ -364,7 +369,7 @@ def test_much_that_is_left_is_said():
 def test_one_that_brings_colours_back_says_that():
     """Advised for the distance: the error stays."""
     found = verdict(tried([(0.16, 0.16), (0.16, 0.16)], [(0.16, 0.04), (0.16, 0.04)]))
-    assert found.line == "Helps: 'moments' lowers the shift of colours and contrast by 50 %, from 40 % to 20 %."
+    assert found.line.endswith("takes away 50 % of the shift of colours and contrast: 40 % to 20 %.")
 
 
 def test_what_no_correction_helps():

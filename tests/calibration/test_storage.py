@@ -134,22 +134,29 @@ def test_what_is_no_path_is_refused(name):
 
 
 BAD_PARTS = {
-    "NaN": [[float("nan"), 1.0]],
-    "negative": [[-1.0, 1.0]],
-    "huge": [[1e300, 1.0]],
-    "another shape": [[1.0]],
+    "NaN": [float("nan"), 1.0, 0.1, 0.1, 0.1, 0.1],
+    "negative": [-1.0, 1.0, 0.1, 0.1, 0.1, 0.1],
+    "huge": [1e300, 1.0, 0.1, 0.1, 0.1, 0.1],
+    "colour below 0": [0.5, 1.0, 0.1, -0.1, 0.1, 0.1],
+    "grain beyond what a ratio can be": [0.5, 1.0, 0.1, 0.1, -1e6, 0.1],
+    "another shape": [0.5, 1.0, 0.1],
 }
 
 
 @pytest.mark.parametrize("name", BAD_PARTS)
 def test_a_part_of_bad_values_names_itself_and_its_folder(name, tmp_path):
+    def save(values):
+        both, seen = torch.tensor(values, dtype=torch.float64).split((2, len(values) - 2))
+        resume_parts.save(path, {"measures": both, "seen": seen[:, None]})
+
     path = tmp_path / "key" / "trial.partial"
-    resume_parts.save(path, {"measures": torch.tensor(BAD_PARTS[name], dtype=torch.float64)})
+    save(BAD_PARTS[name])
     with pytest.raises(ValueError, match=r"trial\.partial: a part .* made again; .* delete the folder .*key\.$"):
-        resume_parts.load_measures(path, 1)
-    resume_parts.save(path, {"measures": torch.tensor([[1.0, 2.0]], dtype=torch.float64)})
-    assert resume_parts.load_measures(path, 1) == [[1.0, 2.0]]
-    assert resume_parts.load_measures(tmp_path / "none", 1) is None
+        resume_parts.load_tried(path)
+    save([1.0, 2.0, 0.1, 0.2, -0.3, 0.4])
+    found = resume_parts.load_tried(path)
+    assert found[:2] == (1.0, 2.0) and [float(value) for value in found.seen] == [0.1, 0.2, -0.3, 0.4]
+    assert resume_parts.load_tried(tmp_path / "none") is None
 
 
 def test_a_part_without_a_checksum_is_refused(tmp_path):
@@ -157,7 +164,7 @@ def test_a_part_without_a_checksum_is_refused(tmp_path):
 
     save_file({"measures": torch.ones(1, 2).double()}, tmp_path / "a", {"format": resume_parts.FORMAT})
     with pytest.raises(ValueError, match="it has no checksum"):
-        resume_parts.load_measures(tmp_path / "a", 1)
+        resume_parts.load_tried(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from gimbal.calibration import trial
-from gimbal.calibration.trial import Advice, Trial, compared
+from gimbal.calibration import trial_text
+from gimbal.calibration.advice import Advice
+from gimbal.calibration.trial import Trial, compared
 
 CANDIDATES = (("plain", 0.0), ("drift", 1.0), ("moments", 0.5), ("moments", 1.0))
 
@@ -85,9 +86,9 @@ def test_error_and_distance():
 
 def test_it_is_told_with_its_numbers():
     good = made((0.04, 0.04), (0.05, 0.05), (0.03, 0.03), (0.01, 0.01))
-    words = trial.sentence(good)
+    words = trial_text.sentence(good)
     assert "2 held-out runs" in words and "plain 20 %" in words and "Advised: moments at strength 1." in words
     assert "moments at 0.5" in words
-    assert "leave this model as it is" in trial.sentence(made((0.04,), (0.05,)))
-    lines = trial.table(good)
+    assert "leave this model as it is" in trial_text.sentence(made((0.04,), (0.05,)))
+    lines = trial_text.table(good)
     assert len(lines) == 2 + 4 and "0.250 0.250" in lines[-1]
