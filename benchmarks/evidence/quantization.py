@@ -28,9 +28,12 @@ ONE_MOMENTS = "moments, K = 1"
 BIAS, STOCHASTIC = "bias correction", "bias correction, stochastic"
 LAYERS, LAYERS_AND_MOMENTS, ADVISED = "layers", "layers and moments", "advised"
 PTQD, TAC, TCEC, SHIFT = "PTQD", "TAC-Diffusion", "TCEC-style", "deformable schedule"
+EITHER_SOLVER = (PTQD, BIAS)
+RIVALS = (*EITHER_SOLVER, TAC, TCEC, SHIFT)  # the others fit one call of the model a step
 OWN, SHARED, INTERPOLATED, OTHER_CLASSES = "own maps", "shared out", "interpolated", "maps of other classes"
 SAME = "maps of cfg 3"
 TRANSFERRED, DAILY = HEAVY[2], MILD[2]  # of the rows on transfers; the format that people run
+VARIED = (TRANSFERRED, HEAVY[1], DAILY)  # where the layer correction is also looked for in other ways
 
 
 class Bench:
@@ -155,14 +158,22 @@ def methods(setting: Setting, form: NumberFormat) -> tuple[str, ...]:
     paper = () if (setting.kind, setting.solver) == ("eps", "euler") else (PAPER,)
     if form is NOISE:
         return (PLAIN, DRIFT, *paper)
-    layers = (LAYERS, LAYERS_AND_MOMENTS, ADVISED)
-    rivals = (PTQD, BIAS) if setting.solver == "dpmpp_2m" else (PTQD, BIAS, TAC, TCEC, SHIFT)
-    if form in MILD:
-        return (PLAIN, DRIFT, MOMENTS, *layers, *(rivals if form is DAILY else ()))
-    more = ABLATIONS if form is ABLATED else ()
-    if form is TRANSFERRED:
-        more = (ONE_MOMENTS, *(LAYER_VARIANTS if setting.solver == "euler" else ()))
-    return tuple(dict.fromkeys((PLAIN, DRIFT, *paper, GAIN, MOMENTS, BOTH, *layers, *rivals, *more)))
+    usual = (PLAIN, DRIFT, MOMENTS) if form in MILD else (PLAIN, DRIFT, *paper, GAIN, MOMENTS, BOTH)
+    more = ABLATIONS if form is ABLATED else (ONE_MOMENTS,) if form is TRANSFERRED else ()
+    return tuple(dict.fromkeys((*usual, *_added(setting, form), *more)))
+
+
+def _added(setting: Setting, form: NumberFormat) -> Iterator[str]:
+    """Rows that some cells alone have, to save time."""
+    flow, euler = setting.kind == "flow", setting.solver == "euler"
+    if not form.exact:
+        yield from (LAYERS, LAYERS_AND_MOMENTS)
+    if flow or (euler and not form.exact):
+        yield ADVISED
+    if form is TRANSFERRED or (flow and form in (ABLATED, DAILY)):
+        yield from RIVALS if euler else EITHER_SOLVER
+    if flow and form in VARIED:
+        yield from LAYER_VARIANTS
 
 
 def rows(kind: str) -> Iterator[QuantizedRow]:
