@@ -1,10 +1,11 @@
 """The benchmark's corrections of quantization error: published ones where the answer is known, and the pack's own."""
 
+import json
 from copy import deepcopy
 
 import pytest
 import torch
-from evidence import advice, calibrate, layers
+from evidence import advice, calibrate, layers, quantization, quantization_report, table
 from evidence.rivals import deformable_schedule, ptqd, tac, tcec
 from torch import nn
 
@@ -177,3 +178,33 @@ def test_what_the_trial_advises_is_taken(errors, chosen):
     sampler = Sampler(errors)
     ours = advice.advised(sampler, lambda name, other: other.latents(name))
     assert torch.equal(ours, sampler.latents(chosen))
+
+
+def stored(folder, factors):
+    """Two seeds of the flow model at W4A4: a method's distances as multiples of the uncorrected ones, which are 2 and 4."""
+    setting, form = quantization.SETTINGS["flow"][0], quantization.TRANSFERRED
+    for seed, plain in enumerate((2.0, 4.0)):
+        rows = {quantization.PLAIN: dict.fromkeys(quantization_report.NEAR, plain)}
+        rows |= {
+            method: {measure: plain * each[seed] for measure, each in values.items()}
+            for method, values in factors.items()
+        }
+        runs = {quantization.name(setting, form, method): values for method, values in rows.items()}
+        (folder / f"quantized-flow-seed{seed}.json").write_text(json.dumps({"about": {}, "runs": runs}))
+    return quantization_report.Quantized({"quantized-flow": table.Part(folder, "quantized-flow")})
+
+
+def test_a_missed_target_and_a_harmful_advice_are_said(tmp_path):
+    factors = {"full_features": (0.79, 0.79), "full_pixels": (0.5, 0.605), "mse": (1.38, 0.345)}
+    worse = {"full_features": (1.0, 1.0), "full_pixels": (1.01, 1.01), "mse": (1.05, 1.05)}
+    found = stored(tmp_path, {quantization.LAYERS: factors, quantization.DRIFT: worse, quantization.ADVISED: worse})
+    targets = quantization_report._targets(found).splitlines()
+    assert (
+        targets[2] == "| Flow model, Euler | W4A4 | layers | 0.79 | 0.55 (misses by 10 %) | 0.69 |"
+        and len(targets) == 3
+    )
+    advised = quantization_report._advised(found).splitlines()
+    assert (
+        advised[2] == "| Flow model, Euler | W4A4 | 2 drift | 1.00 | *1.01* | *1.05* (above 1.02) |"
+        and len(advised) == 3
+    )
