@@ -64,10 +64,12 @@ def tables(found: Quantized) -> dict[str, str]:
     forms = [form for form in (*HEAVY, *MILD) if all(_error(found, s, form) for s in found.settings())]
     return {
         "Quantized models, all comparisons": _all_comparisons(found),
-        "Quantized models, layers and rivals": _grid(found, [*CORRECTIONS, *q.RIVALS], RIVALLED),
+        "Quantized models, layers and rivals": _grid(found, [*CORRECTIONS, *q.RIVALS], RIVALLED, q.PTQD),
         "Quantized models, targets": _targets(found),
         "Quantized models, advised": _advised(found),
-        "Quantized models, ways to find layers": _grid(found, [q.LAYERS, *q.LAYER_VARIANTS], q.VARIED),
+        "Quantized models, ways to find layers": _grid(
+            found, [q.LAYERS, *q.LAYER_VARIANTS], q.VARIED, [*q.LAYER_VARIANTS][-1]
+        ),
         "Quantized models, errors": tabulate(forms if errors else [], ("format", lambda form: form.name), *errors),
         "Quantized models, by setting": "\n\n".join(by_setting),
         "Quantized models, transfers": "\n\n".join(by_kind),
@@ -125,14 +127,15 @@ def _all_comparisons(found: Quantized) -> str:
     return tabulate(rows, ("correction", str), *columns, ("of", lambda method: str(len(words[method]))))
 
 
-def _grid(found: Quantized, methods: Sequence[str], forms: Sequence[NumberFormat]) -> str:
-    """Factors against no correction, in the order of NEAR; bold where better, italic where worse."""
+def _grid(found: Quantized, methods: Sequence[str], forms: Sequence[NumberFormat], needed: str) -> str:
+    """Factors against no correction, in the order of NEAR; bold where better, italic where worse. Cells with a row of
+    the method `needed`."""
 
     def cell(method: str, at: tuple[Setting, NumberFormat]) -> str:
         changes = [found.changes([at], method, q.PLAIN, measure) for measure in NEAR]
         return ", ".join(_marked(change) for each in changes for change in each)
 
-    cells = [at for at in found.grid(*forms) if cell(methods[-1], at) or cell(q.PTQD, at)]
+    cells = [at for at in found.grid(*forms) if cell(needed, at)]
     columns = [(f"{TITLES[s.kind, s.solver]}, {form.name}", partial(cell, at=(s, form))) for s, form in cells]
     return tabulate([m for m in methods if any(cell(m, at) for at in cells)], ("correction", str), *columns)
 
