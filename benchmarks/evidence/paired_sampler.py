@@ -50,7 +50,7 @@ class PairedSampler:
         self.setting, self.form, self.samples, self.seed = setting, form, samples, seed
         self.sigmas = self.full.sigmas(setting.scheduler, setting.steps)
         self.labels = setting.labels(samples)
-        self.x = self.full.start(noise(samples, seed, setting.canvas), self.sigmas[0])
+        self._x = self.full.start(noise(samples, seed, setting.canvas), self.sigmas[0])
         self._calibrated: dict[Hashable, object] = {}
 
     def sample(
@@ -66,18 +66,29 @@ class PairedSampler:
         after = None if maps is None else (lambda step, state: apply(state, maps[step]))
         denoise = self._denoise(self.full if full else self.quantized, self.labels, layers)
         generator = torch.Generator().manual_seed(self.seed)  # of the stochastic bias correction
-        return run(self.plan(**corrections), denoise, self.x, after_step=after, generator=generator)
+        return run(self.plan(**corrections), denoise, self.start(), after_step=after, generator=generator)
+
+    def start(self) -> Tensor:
+        """The states (samples, C, h, w) that the samples begin with."""
+        return self._x
+
+    def calibration_draw(self, runs: int = RUNS, again: int = 0) -> tuple[Tensor, Tensor]:
+        """Classes (runs,) and first states (runs, C, h, w), on noise that no sample of the evaluation has, other noise and
+        classes for each seed."""
+        draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
+        labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
+        return labels, self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
 
     def held_out(self, runs: int) -> PairedSampler:
         """The same with its calibrations, whose samples are runs that neither they nor the evaluation have."""
         other = copy(self)
-        other.labels, other.x = self._draw(runs, HELD_OUT)
+        other.labels, other._x = self.calibration_draw(runs, HELD_OUT)
         return other
 
     def rival(self, fit: Callable[[Plan, Denoise, Denoise, Tensor], Sampled]) -> Tensor:
         """Latents, by a rival's way."""
         sample = self._calibrate(("rival", fit), RUNS, lambda: partial(fit, self.plan()))
-        return sample(self._denoise(self.quantized, self.labels), self.x)
+        return sample(self._denoise(self.quantized, self.labels), self.start())
 
     def plan(self, **corrections: object) -> Plan:
         return make_plan(self.setting.solver, self.sigmas, path=self.full.path, **corrections)
@@ -104,7 +115,7 @@ class PairedSampler:
     def layers(self, runs: int = RUNS, search: Search = Search()) -> LayerOffsets:  # noqa: B008
         """The layer correction, found run after run."""
         if (search, runs) not in self._calibrated:
-            labels, x = self._draw(runs)
+            labels, x = self.calibration_draw(runs)
             each = [
                 PairedRun(x[i : i + 1], *(self._denoise(model, labels[i : i + 1]) for model in self._models))
                 for i in range(runs)
@@ -120,12 +131,6 @@ class PairedSampler:
     def _models(self) -> tuple[Subject, Subject]:
         return self.full, self.quantized
 
-    def _draw(self, runs: int, again: int = 0) -> tuple[Tensor, Tensor]:
-        """Labels and noise of a calibration: noise that no sample of the evaluation has, other ones for each seed."""
-        draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
-        labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
-        return labels, self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
-
     def _calibrate(
         self,
         key: Hashable,
@@ -136,7 +141,7 @@ class PairedSampler:
     ) -> object:
         """Once. layers: the correction that is on meanwhile."""
         if (key, runs, again) not in self._calibrated:
-            labels, x = self._draw(runs, again)
+            labels, x = self.calibration_draw(runs, again)
             models = self._denoise(self.full, labels), self._denoise(self.quantized, labels, layers)
             self._calibrated[key, runs, again] = fit()(*models, x)
         return self._calibrated[key, runs, again]
