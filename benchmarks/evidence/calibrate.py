@@ -40,24 +40,6 @@ def statistics(plan: Plan, full: Denoise, quantized: Denoise, x: Tensor) -> QDri
     return QDriftStatistics.from_runs(levels, [moments], about)
 
 
-def gain_inversion(statistics: QDriftStatistics) -> Callable[[float], tuple[Tensor, Tensor, Tensor]]:
-    """METHODS 4.1's regression turned round, as `make_plan` takes a bias: eps_hat = a + g eps + noise, so that
-    (eps_hat - a) / g takes the place of eps_hat. There that is slope 1 - 1/g and offset a/g."""
-
-    def terms(sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        index = int((statistics.sigma.log() - math.log(sigma)).abs().argmin())
-        moments = statistics.moments(index)
-        square, product, error = moments.m2
-        gain = (square - product) / (
-            square - 2 * product + error
-        )  # Cov(eps_hat, eps) / Var(eps), eps = eps_hat - delta
-        mean_hat, mean_error = moments.mean
-        start = mean_hat - gain * (mean_hat - mean_error)
-        return 1 - 1 / gain, torch.zeros_like(gain), start / gain
-
-    return terms
-
-
 def conditional_mean(statistics: QDriftStatistics) -> Callable[[float], tuple[Tensor, Tensor, Tensor]]:
     """The bias correction of D2-DPM (METHODS 4.1), as `make_plan` takes it."""
 
@@ -93,12 +75,14 @@ class _QuantizedRuns(Stepper):
         super().step(self.denoise)
 
 
-def shared_out(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float]) -> list[Map]:
+def shared_out(
+    maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float], strength: float = 1.0
+) -> list[Map]:
     """Maps of one schedule for another, as the pack does it: by the share of each calibrated step that a step covers."""
     stored = StateMap(
         sigmas[0], torch.tensor(sigmas[1:]).double(), *(torch.stack(part) for part in zip(*maps, strict=True))
     )
-    return [stored.between(high, low) for high, low in pairwise(others)]
+    return [stored.between(high, low, strength) for high, low in pairwise(others)]
 
 
 def interpolated(maps: Sequence[Map], sigmas: Sequence[float], others: Sequence[float]) -> list[Map]:

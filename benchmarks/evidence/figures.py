@@ -38,6 +38,8 @@ CORRECTIONS = {
     q.GAIN: ("#a16207", "^"),
     q.MOMENTS: ("#4d7c0f", "D"),
     q.BOTH: ("#7e22ce", "x"),
+    q.LAYERS: ("#b91c1c", "P"),
+    q.LAYERS_AND_MOMENTS: ("#1c1c1e", "*"),
 }
 KINDS = {  # colour, marker
     "nodes of this pack": (referee.OURS, "#c2410c", "s"),
@@ -104,7 +106,7 @@ def corrections(found: Quantized, path: Path) -> None:
         for axis, setting in zip(axes[row], settings, strict=True):
             for height, form in enumerate(reversed(forms)):
                 for offset, (method, (colour, marker)) in enumerate(styles.items()):
-                    y = height + 0.14 * ((len(styles) - 1) / 2 - offset)
+                    y = height + 0.11 * ((len(styles) - 1) / 2 - offset)
                     for change in found.changes([(setting, form)], method, q.PLAIN, measure):
                         ends = [math.exp(change.mean + side * change.error) for side in (-1, 1)]
                         axis.plot(ends, [y, y], color=colour, linewidth=1)

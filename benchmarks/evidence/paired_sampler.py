@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 
@@ -10,16 +11,20 @@ import torch
 from torch import Tensor
 
 from gimbal.calibration.statistics import QDriftStatistics
+from gimbal.core.layer_correction import LayerOffsets
 from gimbal.core.plan import Plan, Variance, make_plan
 from gimbal.core.solvers import run
 
-from . import bands, calibrate
+from . import bands, calibrate, layers
 from .bands import BandMap
 from .calibrate import Denoise, Map
 from .formats import NumberFormat
+from .layers import PairedRun, Search
 from .subjects import Setting, Subject, noise
 
+Sampled = Callable[[Denoise, Tensor], Tensor]  # what samples with a model
 RUNS = 5  # of a calibration: the paper's number
+HELD_OUT = 9  # the draw of held-out runs
 NOISE = NumberFormat("white noise", lambda network: network)
 NOISE_VARIANCE = 0.1  # of the control, on the guided output
 
@@ -45,25 +50,27 @@ class PairedSampler:
         self.setting, self.form, self.samples, self.seed = setting, form, samples, seed
         self.sigmas = self.full.sigmas(setting.scheduler, setting.steps)
         self.labels = setting.labels(samples)
+        self._x = self.full.start(noise(samples, seed, setting.canvas), self.sigmas[0])
         self._calibrated: dict[Hashable, object] = {}
 
     def sample(
         self,
         *,
         full: bool = False,
+        layers: LayerOffsets | None = None,
         maps: Sequence[Map] | Sequence[BandMap] | None = None,
         apply: Callable[[Tensor, Map], Tensor] | Callable[[Tensor, BandMap], Tensor] = calibrate.mapped,
         **corrections: object,
     ) -> Tensor:
         """Latents (samples, C, h, w). corrections: make_plan's."""
         after = None if maps is None else (lambda step, state: apply(state, maps[step]))
-        denoise = self._denoise(self.full if full else self.quantized, self.labels)
+        denoise = self._denoise(self.full if full else self.quantized, self.labels, layers)
         generator = torch.Generator().manual_seed(self.seed)  # of the stochastic bias correction
         return run(self.plan(**corrections), denoise, self.start(), after_step=after, generator=generator)
 
     def start(self) -> Tensor:
         """The states (samples, C, h, w) that the samples begin with."""
-        return self.full.start(noise(self.samples, self.seed, self.setting.canvas), self.sigmas[0])
+        return self._x
 
     def calibration_draw(self, runs: int = RUNS, again: int = 0) -> tuple[Tensor, Tensor]:
         """Classes (runs,) and first states (runs, C, h, w), on noise that no sample of the evaluation has, other noise and
@@ -71,6 +78,17 @@ class PairedSampler:
         draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
         labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
         return labels, self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
+
+    def held_out(self, runs: int) -> PairedSampler:
+        """The same with its calibrations, whose samples are runs that neither they nor the evaluation have."""
+        other = copy(self)
+        other.labels, other._x = self.calibration_draw(runs, HELD_OUT)
+        return other
+
+    def rival(self, fit: Callable[[Plan, Denoise, Denoise, Tensor], Sampled]) -> Tensor:
+        """Latents, by a rival's way."""
+        sample = self._calibrate(("rival", fit), RUNS, lambda: partial(fit, self.plan()))
+        return sample(self._denoise(self.quantized, self.labels), self.start())
 
     def plan(self, **corrections: object) -> Plan:
         return make_plan(self.setting.solver, self.sigmas, path=self.full.path, **corrections)
@@ -83,27 +101,52 @@ class PairedSampler:
             return lambda sigma: torch.tensor(NOISE_VARIANCE)
         return partial(self.statistics(runs).variance, channels=channels)
 
-    def maps(self, runs: int = RUNS, drift: bool = False, again: int = 0) -> list[Map]:
-        """Moment matching's, found with Q-Drift's correction on or without it. again: another draw."""
+    def maps(
+        self, runs: int = RUNS, drift: bool = False, layers: LayerOffsets | None = None, again: int = 0
+    ) -> list[Map]:
+        """Moment matching's, found with these corrections on or without them. again: another draw."""
 
         def fit() -> Callable:
             plan = self.plan(variance=self.variance(runs)) if drift else self.plan()
             return partial(calibrate.state_maps, self.plan(), plan)
 
-        return self._calibrate(("maps", drift), runs, fit, again)
+        return self._calibrate(("maps", drift, layers), runs, fit, again, layers)
+
+    def layers(self, runs: int = RUNS, search: Search = Search()) -> LayerOffsets:  # noqa: B008
+        """The layer correction, found run after run."""
+        if (search, runs) not in self._calibrated:
+            labels, x = self.calibration_draw(runs)
+            each = [
+                PairedRun(x[i : i + 1], *(self._denoise(model, labels[i : i + 1]) for model in self._models))
+                for i in range(runs)
+            ]
+            networks = (model.network for model in self._models)
+            self._calibrated[search, runs] = layers.find(self.plan(), *networks, each, search)
+        return self._calibrated[search, runs]
 
     def band_maps(self, runs: int = RUNS) -> list[BandMap]:
         return self._calibrate("bands", runs, lambda: partial(bands.band_maps, self.plan()))
 
-    def _calibrate(self, key: Hashable, runs: int, fit: Callable[[], Callable], again: int = 0) -> object:
-        """Once."""
+    @property
+    def _models(self) -> tuple[Subject, Subject]:
+        return self.full, self.quantized
+
+    def _calibrate(
+        self,
+        key: Hashable,
+        runs: int,
+        fit: Callable[[], Callable],
+        again: int = 0,
+        layers: LayerOffsets | None = None,
+    ) -> object:
+        """Once. layers: the correction that is on meanwhile."""
         if (key, runs, again) not in self._calibrated:
             labels, x = self.calibration_draw(runs, again)
-            models = (self._denoise(subject, labels) for subject in (self.full, self.quantized))
+            models = self._denoise(self.full, labels), self._denoise(self.quantized, labels, layers)
             self._calibrated[key, runs, again] = fit()(*models, x)
         return self._calibrated[key, runs, again]
 
-    def _denoise(self, subject: Subject, labels: Tensor) -> Denoise:
+    def _denoise(self, subject: Subject, labels: Tensor, found: LayerOffsets | None = None) -> Denoise:
         generator = torch.Generator().manual_seed(self.seed + 1)
         noisy = self.form is NOISE and subject is self.quantized
 
@@ -114,4 +157,4 @@ class PairedSampler:
                 output = output + NOISE_VARIANCE**0.5 * torch.randn(output.shape, generator=generator)
             return x - level * output
 
-        return denoise
+        return denoise if found is None else layers.corrected(found, subject.network, denoise)

@@ -56,12 +56,13 @@ def rows(kind: str) -> Iterator[QuantizedRow]:
 
 
 def main_rows() -> Iterator[tuple[tuple[int, int], NumberFormat, str]]:
-    """Of the main table. Bands take long on the largest canvas, and have one format there."""
+    """Of the main table. Bands take long on the largest canvas, and have one format there; layers have none."""
     for canvas in (SMALL, LARGE):
         for form in FORMATS:
             first, one = ((q.FULL,), (q.ONE_MOMENTS,)) if form is FORM else ((), ())
             bands = (q.BANDS,) if canvas == SMALL or form is FORM else ()
-            for method in (*first, q.PLAIN, q.DRIFT, q.MOMENTS, *one, *bands):
+            layers = (q.LAYERS, q.LAYERS_AND_MOMENTS) if canvas == SMALL else ()
+            for method in (*first, q.PLAIN, q.DRIFT, q.MOMENTS, *one, *bands, *layers):
                 yield canvas, form, method
 
 

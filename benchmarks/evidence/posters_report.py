@@ -43,7 +43,7 @@ def has_largest(part: Part) -> bool:
 def findings(part: Part) -> Iterator[tuple[str, str, str]]:
     for canvas in (p.SMALL, p.LARGE):
         setting = p.SETTINGS[canvas]
-        for method in (q.DRIFT, q.MOMENTS, q.BANDS):
+        for method in (q.DRIFT, q.MOMENTS, q.BANDS, q.LAYERS, q.LAYERS_AND_MOMENTS):
             forms = [form for form in p.FORMATS if q.name(setting, form, method) in part]
             pairs = [[q.name(setting, form, each) for each in (method, q.PLAIN)] for form in forms]
             if forms:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from gimbal.calibration.report import relative_error
 
-from . import bands, calibrate
+from . import advice, bands, calibrate
 from .formats import HEAVY, MILD, NumberFormat
 from .judge import Judge
+from .layers import Search
 from .metrics import Gaussian, frechet
-from .paired_sampler import NOISE, Models, PairedSampler
+from .paired_sampler import NOISE, RUNS, Models, PairedSampler
+from .rivals import deformable_schedule, ptqd, tac, tcec
 from .subjects import OTHER_SCHEDULER, SETTINGS, Setting
 
 MANY = 20  # runs of a calibration
@@ -24,9 +26,14 @@ PAPER, GAIN = "drift, rule paper", "gain inversion"
 SCALAR, MANY_DRIFT, MANY_MOMENTS = "drift, scalar", f"drift, K = {MANY}", f"moments, K = {MANY}"
 ONE_MOMENTS = "moments, K = 1"
 BIAS, STOCHASTIC = "bias correction", "bias correction, stochastic"
+LAYERS, LAYERS_AND_MOMENTS, ADVISED = "layers", "layers and moments", "advised"
+PTQD, TAC, TCEC, SHIFT = "PTQD", "TAC-Diffusion", "TCEC-style", "deformable schedule"
+EITHER_SOLVER = (PTQD, BIAS)
+RIVALS = (*EITHER_SOLVER, TAC, TCEC, SHIFT)  # the others fit one call of the model a step
 OWN, SHARED, INTERPOLATED, OTHER_CLASSES = "own maps", "shared out", "interpolated", "maps of other classes"
 SAME = "maps of cfg 3"
-TRANSFERRED = HEAVY[2]
+TRANSFERRED, DAILY = HEAVY[2], MILD[2]  # of the rows on transfers; the format that people run
+VARIED = (TRANSFERRED, HEAVY[1], DAILY)  # where the layer correction is also looked for in other ways
 
 
 class Bench:
@@ -110,16 +117,40 @@ METHODS: dict[str, Make] = {
         variance=sampler.variance(),
         strength=0.0,  # the variance is for the noise alone
     ),
-    GAIN: lambda bench, sampler: sampler.sample(bias=calibrate.gain_inversion(sampler.statistics())),
+    GAIN: lambda bench, sampler: sampler.sample(bias=ptqd.split(sampler.statistics(), pooled=False)),
     MOMENTS: lambda bench, sampler: sampler.sample(maps=sampler.maps()),
     MANY_MOMENTS: lambda bench, sampler: sampler.sample(maps=sampler.maps(MANY)),
     ONE_MOMENTS: lambda bench, sampler: sampler.sample(maps=sampler.maps(1)),
     BANDS: lambda bench, sampler: sampler.sample(maps=sampler.band_maps(), apply=bands.mapped),
+    LAYERS: lambda bench, sampler: sampler.sample(layers=sampler.layers()),
+    LAYERS_AND_MOMENTS: lambda bench, sampler: _layers_and_moments(sampler),
+    PTQD: lambda bench, sampler: sampler.sample(bias=ptqd.split(sampler.statistics())),
+    TAC: lambda bench, sampler: sampler.rival(tac.fit),
+    TCEC: lambda bench, sampler: sampler.rival(tcec.fit),
+    SHIFT: lambda bench, sampler: sampler.rival(deformable_schedule.fit),
     BOTH: lambda bench, sampler: sampler.sample(maps=sampler.maps(drift=True), variance=sampler.variance()),
+}
+LAYER_VARIANTS = {  # of the layer correction: runs, and where and how finely it is looked for
+    "layers, K = 1": (1, Search()),
+    f"layers, K = {MANY}": (MANY, Search()),
+    "layers, one range": (RUNS, Search(groups=1)),
+    "layers, each step": (RUNS, Search(groups=None)),
+    "layers, blocks": (RUNS, Search("block")),
+    "layers, all linear": (RUNS, Search("linear")),
+}
+METHODS[ADVISED] = lambda bench, sampler: advice.advised(sampler, lambda name, other: METHODS[name](bench, other))
+METHODS |= {
+    name: lambda bench, sampler, how=how: sampler.sample(layers=sampler.layers(*how))
+    for name, how in LAYER_VARIANTS.items()
 }
 ABLATIONS = (SCALAR, MANY_DRIFT, BIAS, STOCHASTIC, MANY_MOMENTS)
 ABLATED = HEAVY[0]  # the paper's own format for its Tables 3 and 4
 QUICK_METHODS, QUICK_FORMATS = (FULL, PLAIN, DRIFT, MOMENTS), (HEAVY[0], HEAVY[2])
+
+
+def _layers_and_moments(sampler: PairedSampler) -> Tensor:
+    found = sampler.layers()
+    return sampler.sample(layers=found, maps=sampler.maps(layers=found))
 
 
 def methods(setting: Setting, form: NumberFormat) -> tuple[str, ...]:
@@ -127,10 +158,22 @@ def methods(setting: Setting, form: NumberFormat) -> tuple[str, ...]:
     paper = () if (setting.kind, setting.solver) == ("eps", "euler") else (PAPER,)
     if form is NOISE:
         return (PLAIN, DRIFT, *paper)
-    if form in MILD:
-        return (PLAIN, DRIFT, MOMENTS)
+    usual = (PLAIN, DRIFT, MOMENTS) if form in MILD else (PLAIN, DRIFT, *paper, GAIN, MOMENTS, BOTH)
     more = ABLATIONS if form is ABLATED else (ONE_MOMENTS,) if form is TRANSFERRED else ()
-    return (PLAIN, DRIFT, *paper, GAIN, MOMENTS, BOTH, *more)
+    return tuple(dict.fromkeys((*usual, *_added(setting, form), *more)))
+
+
+def _added(setting: Setting, form: NumberFormat) -> Iterator[str]:
+    """Rows that some cells alone have, to save time."""
+    flow, euler = setting.kind == "flow", setting.solver == "euler"
+    if not form.exact:
+        yield from (LAYERS, LAYERS_AND_MOMENTS)
+    if flow or (euler and not form.exact):
+        yield ADVISED
+    if form is TRANSFERRED or (flow and form in (ABLATED, DAILY)):
+        yield from RIVALS if euler else EITHER_SOLVER
+    if flow and form in VARIED:
+        yield from LAYER_VARIANTS
 
 
 def rows(kind: str) -> Iterator[QuantizedRow]:

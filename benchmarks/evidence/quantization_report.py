@@ -23,6 +23,12 @@ TITLES = {
     ("eps", "dpmpp_2m"): "eps model, DPM-Solver++(2M)",
     ("flow", "euler"): "Flow model, Euler",
 }
+CORRECTIONS = (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH, q.LAYERS, q.LAYERS_AND_MOMENTS, q.ADVISED)
+RIVALLED = (q.ABLATED, q.TRANSFERRED, q.DAILY)
+# Factors that the layer correction is to reach without a precision plan; on Q4_0 nothing is asked of features.
+LIMITS = {"full_features": 0.8, "full_pixels": 0.5, "mse": 0.7}
+DAILY_LIMITS = {"full_pixels": 0.75, "mse": 0.85}
+HARM = 1.02  # at most, of what a calibration advises
 Cells = Iterable[tuple[Setting, NumberFormat]]
 
 
@@ -58,6 +64,12 @@ def tables(found: Quantized) -> dict[str, str]:
     forms = [form for form in (*HEAVY, *MILD) if all(_error(found, s, form) for s in found.settings())]
     return {
         "Quantized models, all comparisons": _all_comparisons(found),
+        "Quantized models, layers and rivals": _grid(found, [*CORRECTIONS, *q.RIVALS], RIVALLED, q.PTQD),
+        "Quantized models, targets": _targets(found),
+        "Quantized models, advised": _advised(found),
+        "Quantized models, ways to find layers": _grid(
+            found, [q.LAYERS, *q.LAYER_VARIANTS], q.VARIED, [*q.LAYER_VARIANTS][-1]
+        ),
         "Quantized models, errors": tabulate(forms if errors else [], ("format", lambda form: form.name), *errors),
         "Quantized models, by setting": "\n\n".join(by_setting),
         "Quantized models, transfers": "\n\n".join(by_kind),
@@ -108,11 +120,75 @@ def _all_comparisons(found: Quantized) -> str:
     cells = found.grid(*HEAVY, *MILD)
     words = {
         method: [value.word for measure in NEAR for value in found.changes(cells, method, q.PLAIN, measure)]
-        for method in (q.DRIFT, q.PAPER, q.GAIN, q.MOMENTS, q.BOTH)
+        for method in (*CORRECTIONS, *q.RIVALS)
     }
     columns = [(word, lambda method, word=word: str(words[method].count(word))) for word in QUESTION]
     rows = [method for method in words if words[method]]
     return tabulate(rows, ("correction", str), *columns, ("of", lambda method: str(len(words[method]))))
+
+
+def _grid(found: Quantized, methods: Sequence[str], forms: Sequence[NumberFormat], needed: str) -> str:
+    """Factors against no correction, in the order of NEAR; bold where better, italic where worse. Cells with a row of
+    the method `needed`."""
+
+    def cell(method: str, at: tuple[Setting, NumberFormat]) -> str:
+        changes = [found.changes([at], method, q.PLAIN, measure) for measure in NEAR]
+        return ", ".join(_marked(change) for each in changes for change in each)
+
+    cells = [at for at in found.grid(*forms) if cell(needed, at)]
+    columns = [(f"{TITLES[s.kind, s.solver]}, {form.name}", partial(cell, at=(s, form))) for s, form in cells]
+    return tabulate([m for m in methods if any(cell(m, at) for at in cells)], ("correction", str), *columns)
+
+
+def _marked(change: Estimate) -> str:
+    mark = {"better": "**", "worse": "*"}.get(change.word, "")
+    return f"{mark}{math.exp(change.mean):.2f}{mark}"
+
+
+def _targets(found: Quantized) -> str:
+    def factors(row: tuple[Setting, NumberFormat, str]) -> dict[str, float]:
+        setting, form, method = row
+        changes = {m: found.changes([(setting, form)], method, q.PLAIN, m) for m in NEAR}
+        return {measure: math.exp(value.mean) for measure, values in changes.items() for value in values}
+
+    def cell(row: tuple[Setting, NumberFormat, str], measure: str) -> str:
+        factor, limit = factors(row)[measure], _limits(row[1]).get(measure)
+        missed = limit is not None and factor > limit
+        return f"{factor:.2f}" + (f" (misses by {100 * (factor / limit - 1):.0f} %)" if missed else "")
+
+    rows = [(*at, m) for at in found.grid(*HEAVY, q.DAILY) for m in (q.LAYERS, q.LAYERS_AND_MOMENTS)]
+    columns = [(label, partial(cell, measure=measure)) for measure, label in NEAR.items()]
+    first = ("model", lambda row: TITLES[row[0].kind, row[0].solver]), ("format", lambda row: row[1].name)
+    return tabulate([row for row in rows if factors(row)], *first, ("correction", lambda row: row[2]), *columns)
+
+
+def _limits(form: NumberFormat) -> dict[str, float]:
+    return DAILY_LIMITS if form is q.DAILY else LIMITS
+
+
+def _advised(found: Quantized) -> str:
+    """What the trial on held-out runs advised, seed by seed, and what that did."""
+
+    def chosen(at: tuple[Setting, NumberFormat]) -> str:
+        """By the row whose samples are the same. Left over are moment matching's: at half strength it has no row."""
+        part = found.main(at[0])
+        ours = part.values(q.name(*at, q.ADVISED), "mse")
+        rows = [m for m in (q.PLAIN, q.DRIFT, q.LAYERS, q.LAYERS_AND_MOMENTS) if q.name(*at, m) in part]
+        names = [
+            next((m for m in rows if part.values(q.name(*at, m), "mse")[seed] == value), "moments")
+            for seed, value in enumerate(ours)
+        ]
+        return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(sorted(names)))
+
+    def cell(at: tuple[Setting, NumberFormat], measure: str) -> str:
+        (change,) = found.changes([at], q.ADVISED, q.PLAIN, measure)
+        factor = math.exp(change.mean)
+        return _marked(change) + (f" (above {HARM:g})" if factor > HARM else "")
+
+    cells = [at for at in found.grid(*HEAVY, *MILD) if found.changes([at], q.ADVISED, q.PLAIN, "mse")]
+    columns = [(label, partial(cell, measure=measure)) for measure, label in NEAR.items()]
+    first = ("model", lambda at: TITLES[at[0].kind, at[0].solver]), ("format", lambda at: at[1].name)
+    return tabulate(cells, *first, ("advised, of the seeds", chosen), *columns)
 
 
 def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
@@ -148,6 +224,10 @@ def findings(found: Quantized) -> Iterator[tuple[str, str, str]]:
         (f"Moment matching from {RUNS} runs against {q.MANY}, {w3a4}", ablated, q.MOMENTS, q.MANY_MOMENTS),
         (f"Moment matching from one run against {RUNS}, {q.TRANSFERRED.name}", one_run, q.ONE_MOMENTS, q.MOMENTS),
         ("Both against moment matching alone", heavy, q.BOTH, q.MOMENTS),
+        *against_plain("Layer correction", q.LAYERS),
+        ("Layer correction, mild formats", mild, q.LAYERS, q.PLAIN),
+        ("Layer correction against moment matching", heavy, q.LAYERS, q.MOMENTS),
+        ("Layers and moments against layers alone", heavy, q.LAYERS_AND_MOMENTS, q.LAYERS),
     ]
     for question, cells, method, base in rows:
         changes = {measure: found.changes(cells, method, base, measure) for measure in NEAR}

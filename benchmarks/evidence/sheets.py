@@ -40,7 +40,7 @@ def quantized(models: Models, path: Path) -> None:
     """Full precision, quantized, corrected; Euler."""
     setting, form = SETTINGS[models.full.kind][0], HEAVY[0]
     title = f"{TITLES[setting.kind, setting.solver]}: the first {COLUMNS} samples of seed 0 in every row"
-    methods = {form.name: q.PLAIN} | _labelled(form, q.DRIFT, q.MOMENTS, q.MANY_MOMENTS)
+    methods = {form.name: q.PLAIN} | _labelled(form, q.DRIFT, q.MOMENTS, q.LAYERS, q.LAYERS_AND_MOMENTS)
     _save(_bands(models, setting, form, COLUMNS, methods), title, COLUMNS, path)
 
 
@@ -48,7 +48,7 @@ def larger(models: Models, path: Path) -> None:
     """The same of posters, at half their size."""
     setting, columns = posters.SETTINGS[posters.LARGE], COLUMNS // 2
     title = f"Poster model, latents of {setting.size}: the first {columns} posters of seed 0 in every row"
-    methods = _labelled(posters.FORM, q.PLAIN, q.MOMENTS, q.BANDS)
+    methods = _labelled(posters.FORM, q.PLAIN, q.MOMENTS, q.LAYERS)
     _save(_bands(models, setting, posters.FORM, columns, methods), title, columns, path, shrink=2)
 
 
