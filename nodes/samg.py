@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.samg import Curve, Normalize, Scope, guidance_energy, scale_of_energy, steer_cond
+from ..core.samg import Curve, Normalize, Scope, samg_cond
 from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.stages import GuidanceStage, Window
@@ -49,12 +48,10 @@ class SAMGStage(GuidanceStage):
         low, high = self.range(cfg)
         if low == high == cfg:
             return cond  # plain CFG, bit for bit
-        energy = guidance_energy(cond, uncond)
-        scale = scale_of_energy(energy, low, high, self.normalize, self.curve, self.scope)
-        if self.strength != 1.0:
-            scale = torch.lerp(torch.full_like(scale, cfg), scale, self.strength)
+        shape = self.normalize, self.curve, self.scope
+        steered, energy, scale = samg_cond(cond, uncond, cfg, (low, high), *shape, self.strength)
         record_maps(energy=energy[:, 0], scale=scale[:, 0])
-        return steer_cond(cond, uncond, scale, cfg)
+        return steered
 
     def settings(self) -> str:
         source = "preset" if self.preset in PRESETS else "cfg"
