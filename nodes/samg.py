@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from comfy_api.latest import io
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..core.samg import Curve, Normalize, Scope, samg_cond
 from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
-from ..host.sampling.stages import GuidanceStage, Window
+from ..host.sampling.stages import GuidanceContext, GuidanceStage, Window
 from . import _inputs, _preview
 
 FOLLOW = -1.0  # derive the scale from the sampler's cfg
@@ -44,13 +43,13 @@ class SAMGStage(GuidanceStage):
             low, high = min(low, self.w_max), self.w_max
         return low, high
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
-        low, high = self.range(cfg)
-        if low == high == cfg:
+    def apply(self, cond: Tensor, uncond: Tensor, call: GuidanceContext) -> Tensor:
+        low, high = self.range(call.cfg)
+        if low == high == call.cfg:
             return cond  # plain CFG, bit for bit
         shape = self.normalize, self.curve, self.scope
-        steered, energy, scale = samg_cond(cond, uncond, cfg, (low, high), *shape, self.strength)
-        record_maps(energy=energy[:, 0], scale=scale[:, 0])
+        steered, energy, scale = samg_cond(cond, uncond, call.cfg, (low, high), *shape, self.strength)
+        call.record_maps(energy=energy[:, 0], scale=scale[:, 0])
         return steered
 
     def settings(self) -> str:

@@ -12,7 +12,7 @@ from ...core.schedule import StepCounter
 from ..messages import Messages
 from .attention import AttentionReader
 from .observe import MapRecorder
-from .stages import CallContext, DenoisedStage, GuidanceStage, Stage
+from .stages import CallContext, DenoisedStage, GuidanceContext, GuidanceStage, Stage
 
 
 class Record:
@@ -92,7 +92,7 @@ class SamplingRun:
             record.begin(stage)
             cond, uncond = predictions
             record_maps = partial(record.map_recorder.add, args["sigma"], self.begun)
-            predictions[0] = stage.apply(cond, uncond, cfg, record_maps)
+            predictions[0] = stage.apply(cond, uncond, GuidanceContext(args["input"], cfg, record_maps))
         return predictions
 
     def end(self, samples: Tensor) -> None:

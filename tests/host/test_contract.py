@@ -55,6 +55,14 @@ MODEL_NODES = {
         "start_percent": 0.0,
         "end_percent": 1.0,
     },
+    "stabilise.GimbalStabilise": {
+        "amount": 1.0,
+        "along": 2.0,
+        "across": 0.6,
+        "fade": 0.5,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    },
     "qdrift.GimbalQDrift": {
         "stats": lambda model: sys.modules["tiny_models"].statistics(model),
         "correction": "drift",
@@ -76,6 +84,7 @@ MODEL_NODES[BY_LAYERS] = {
     "correction": "layers",
     "stats": lambda model: sys.modules["tiny_models"].layer_statistics(model),
 }
+STRENGTHS = ("strength", "amount")  # what a node's own is called
 ONE_OF_ITS_KIND = ("qdrift.GimbalQDrift", BY_MOMENTS, BY_LAYERS)  # a model carries one of these at most
 
 pytestmark = [
@@ -91,6 +100,10 @@ def apply(node: str, model, **changes):
     options = {**MODEL_NODES[node], **changes}
     options = {name: value(model) if callable(value) else value for name, value in options.items()}
     return getattr(importlib.import_module(f"gimbal.nodes.{module}"), name).execute(model, **options).args[0]
+
+
+def neutral(node: str, model):
+    return apply(node, model, **{name: 0.0 for name in STRENGTHS if name in MODEL_NODES[node]})
 
 
 class Cancelled(Exception):
@@ -112,12 +125,12 @@ def test_it_acts(tiny, node, family):
 
 def test_strength_zero_is_bit_exact(tiny, node, family):
     model = tiny.model(family)
-    assert torch.equal(tiny.sample(apply(node, model, strength=0.0), family), tiny.sample(model, family))
+    assert torch.equal(tiny.sample(neutral(node, model), family), tiny.sample(model, family))
 
 
 def test_neutral_copy_changes_nothing(tiny, node, family):
     patched = apply(node, tiny.model(family))
-    twice = apply(node, patched, strength=0.0)
+    twice = neutral(node, patched)
     assert torch.equal(tiny.sample(twice, family), tiny.sample(patched, family))
 
 
