@@ -68,6 +68,13 @@ MICROGRAIN = {"q_low": 0.001, "q_high": 0.999, "knee": 0.8, "alpha": 2.0, **ALWA
 FACTORS = {"amount": 1.0, "along": 2.0, "across": 0.6, "fade": 0.5, "start_percent": 0.0, "end_percent": 1.0}
 AQCLIP = {"tile": 8, "stride": 4, "ema_beta": 0.8, "confidence": "gradient", **ALWAYS}
 
+
+def factors(along: float, across: float, fade: float) -> Patch:
+    """Stabilise with these."""
+    options = {"along": along, "across": across, "fade": fade}
+    return node("stabilise", "GimbalStabilise", **{**FACTORS, **options})
+
+
 OURS = {
     "SAMG": node("samg", "GimbalSAMG", normalize="quantile", **SAMG),
     "SAMG paper": node("samg", "GimbalSAMG", normalize="minmax", **SAMG),
@@ -157,11 +164,20 @@ SWEPT = (TCFG, "guidance shrunk 1", "TCFG, guidance shrunk 1", "decorrelated", "
 SWEEP = (4.0, 9.0)
 SCREENED = 0  # the seed in which every candidate ran
 CONFIRMED = (3.0, 4.0, 9.0, 12.0)  # guidance of what is confirmed, beside GUIDANCE
+SEARCHED = (  # along, across and fade of Stabilise
+    *((1.0, 0.5, 0.0), (1.0, 0.33, 0.0), (1.0, 0.2, 0.0), (2.0, 0.5, 0.0), (3.0, 0.5, 0.0)),
+    *((2.0, 0.7, 1.0), (3.0, 0.7, 1.0), (2.0, 0.8, 2.0), (2.0, 0.6, 0.5)),
+)
 LATER = (STABILISE, "dynamic thresholding")  # in "referee-confirmed" alone
 
 
+def searched_name(along: float, across: float, fade: float) -> str:
+    return f"along {along:g}, across {across:g}, fade {fade:g}"
+
+
 def rules() -> dict[str, Patch]:
-    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES
+    searched = {searched_name(*each): factors(*each) for each in SEARCHED}
+    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES | searched
 
 
 def rows(seed: int) -> Iterator[Row]:
@@ -179,9 +195,17 @@ def confirmed(seed: int) -> Iterator[Row]:
     yield from (Row(rule, GUIDANCE) for rule in (*PEERS, *OURS) if rule not in (STABILISE, TCFG))
 
 
+def searched(seed: int) -> Iterator[Row]:
+    """How Stabilise's factors were chosen."""
+    yield from (Row(PLAIN, cfg) for cfg in CURVE)
+    yield from (Row(searched_name(*each), GUIDANCE) for each in SEARCHED)
+    yield from (Row(searched_name(*SEARCHED[-1]), cfg) for cfg in (4.0, 9.0, 12.0))
+
+
 # Rows of a seed, and the seeds. What is in "referee-confirmed" decided nothing about Stabilise.
 PARTS = {
     "referee": (rows, range(4)),
+    "referee-search": (searched, range(4)),
     "referee-confirmed": (confirmed, range(4, 11)),
 }
 

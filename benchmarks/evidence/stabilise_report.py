@@ -14,7 +14,10 @@ from .table import Part, tabulate
 def tables(folder: Path) -> dict[str, str]:
     """Markdown by name."""
     confirmed = Part(folder, "referee-confirmed")
+    search = Part(folder, "referee-search")
+    rows = [row for row in referee.searched(0) if row.rule != referee.PLAIN]
     return {
+        "search": compared(search, rows),
         "confirmed": compared(confirmed, swept()),
         "others confirmed": compared(confirmed, others(confirmed)),
         "against TCFG": _against_tcfg(confirmed),

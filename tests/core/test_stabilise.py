@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from gimbal.core.stabilise import stabilised_cond, stabilised_guidance
 
 SHAPES = [(3, 4, 9, 7), (2, 16, 3, 6, 5), (1, 1, 5, 5), (2, 3, 8)]
