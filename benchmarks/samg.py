@@ -14,9 +14,10 @@ import torch
 from _speed import medians, options, print_head, print_row, size
 from torch import Tensor
 
-from gimbal.core.samg import samg
+from gimbal.core.samg import samg, samg_cond
 
 SHAPES = ((1, 4, 128, 128), (1, 16, 128, 128), (4, 16, 128, 128), (1, 16, 21, 90, 160))
+NODE = "node"  # what the node computes with its defaults: cond for the CFG that follows, and the maps of its preview
 SETTINGS = tuple((normalize, curve) for normalize in ("minmax", "quantile") for curve in ("linear", "bound"))
 
 
@@ -27,13 +28,14 @@ def plain_cfg(cond: Tensor, uncond: Tensor, cfg: float) -> Tensor:
 @torch.inference_mode()
 def main() -> None:
     given = options(__doc__, repetitions=60)
-    print_head(given, "shape", "plain CFG, us", *(" ".join(setting) for setting in SETTINGS))
+    print_head(given, "shape", "plain CFG, us", *(" ".join(setting) for setting in SETTINGS), NODE)
     for shape in SHAPES:
         cond, uncond = (
             torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(given.device) for i in range(2)
         )
         calls = {"plain": partial(plain_cfg, cond, uncond, 7.5)}
         calls |= {" ".join(setting): partial(samg, cond, uncond, 5.0, 12.0, *setting) for setting in SETTINGS}
+        calls[NODE] = partial(samg_cond, cond, uncond, 7.5, (5.0, 12.0), "quantile")
         times = medians(calls, given.repetitions, given.device)
         plain = times.pop("plain")
         print_row(size(shape), f"{1e6 * plain:.0f}", *(f"{seconds / plain:.2f}" for seconds in times.values()))

@@ -94,7 +94,7 @@ def scale_of_energy(
         raise ValueError(
             f"scale_of_energy: energy is {got}; give (B, 1, *spatial) in float32, as guidance_energy does."
         )
-    return _scale(energy.clone(), w_min, w_max, normalize, curve, scope)
+    return _scale(energy, w_min, w_max, normalize, curve, scope)
 
 
 def samg(
@@ -132,9 +132,43 @@ def steer_cond(cond: Tensor, uncond: Tensor, scale: Tensor, cfg: float) -> Tenso
     if scale.shape != (cond.shape[0], 1, *cond.shape[2:]):
         shapes = f"scale is {tuple(scale.shape)}, cond {tuple(cond.shape)}"
         raise ValueError(f"steer_cond: {shapes}; give (B, 1, *spatial), as scale_map does.")
-    if cfg == 0 or not math.isfinite(cfg):
-        raise ValueError(f"steer_cond: cfg must be finite and not 0, got {cfg}; without CFG, steer nothing.")
+    _check_cfg("steer_cond", cfg)
     return _blend(*_float32(cond, uncond), scale.float() / cfg, cond.dtype)
+
+
+def samg_cond(
+    cond: Tensor,
+    uncond: Tensor,
+    cfg: float,
+    w_range: tuple[float, float],
+    normalize: Normalize = "minmax",
+    curve: Curve = "linear",
+    scope: Scope = "clip",
+    strength: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Conditional prediction for the plain CFG that follows, and the maps behind it; the energy is computed once.
+
+    Source: METHODS.md section 3: steer_cond with lerp(cfg, scale_map, strength); differences from it: none.
+
+    Args:
+        cfg: scale of the CFG that follows, finite and not 0.
+        w_range: w_min and w_max of scale_map, as the other options are.
+        strength: 0 (plain CFG, to rounding) to 1 (SAMG).
+    Returns:
+        cond' in cond's shape and dtype; energy and scale, (B, 1, *spatial), float32.
+    Raises:
+        ValueError: as scale_map and steer_cond.
+    """
+    w_min, w_max = w_range
+    _check_options("samg_cond", w_min, w_max, normalize, curve, scope)
+    _check_predictions("samg_cond", cond, uncond)
+    _check_cfg("samg_cond", cfg)
+    pair = _float32(cond, uncond)
+    energy = _energy_sum(*pair).div_(cond.shape[1])
+    scale = _scale(energy, w_min, w_max, normalize, curve, scope)
+    if strength != 1.0:
+        scale.sub_(cfg).mul_(strength).add_(cfg)
+    return _blend(*pair, scale / cfg, cond.dtype), energy, scale
 
 
 def _float32(cond: Tensor, uncond: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +190,7 @@ def _blend(cond: Tensor, uncond: Tensor, scale: Tensor, dtype: torch.dtype) -> T
 
 
 def _scale(energy: Tensor, w_min: float, w_max: float, normalize: str, curve: str, scope: str) -> Tensor:
-    """Omega from an energy times any factor, which it may overwrite."""
+    """Omega from an energy times any factor, which stays as it is."""
     per_frame = scope == "frame" and energy.ndim == 5
     flat = energy.flatten(0, 2).flatten(1) if per_frame else energy.flatten(1)  # a row has its own energy range
     quantile = normalize == "quantile"
@@ -164,14 +198,11 @@ def _scale(energy: Tensor, w_min: float, w_max: float, normalize: str, curve: st
     if curve == "linear":
         low, high = _end(seen, quantile, largest=False), _end(seen, quantile, largest=True)
         spread = torch.maximum(high - low, high * MIN_CONTRAST).clamp_min_(TINY_ENERGY)
-        share, calm, gain = flat.sub_(low).div_(spread), w_max, w_min - w_max
+        share, calm, gain = (flat - low).div_(spread), w_max, w_min - w_max
     else:
-        flat.clamp_min_(TINY_ENERGY)  # and with it `seen`
-        share, calm, gain = (
-            torch.div(_end(seen, quantile, largest=True), flat, out=flat).sqrt_(),
-            1.0,
-            abs(w_min - 1.0),
-        )
+        high = _end(seen, quantile, largest=True).clamp_min(TINY_ENERGY)
+        share = flat.clamp_min(TINY_ENERGY)
+        share, calm, gain = torch.div(high, share, out=share).sqrt_(), 1.0, abs(w_min - 1.0)
     scale = torch.add(share.new_full((), calm), share, alpha=gain, out=share)
     return scale.clamp_(w_min, w_max).view_as(energy)  # outside the energy range, and rounding at its ends
 
@@ -199,6 +230,11 @@ def _check_options(name: str, w_min: float, w_max: float, normalize: str, curve:
     for (option, choices), value in zip(CHOICES.items(), (normalize, curve, scope), strict=True):
         if value not in choices:
             raise ValueError(f"{name}: {option} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _check_cfg(name: str, cfg: float) -> None:
+    if cfg == 0 or not math.isfinite(cfg):
+        raise ValueError(f"{name}: cfg must be finite and not 0, got {cfg}; without CFG, steer nothing.")
 
 
 def _check_predictions(name: str, cond: Tensor, uncond: Tensor) -> None:

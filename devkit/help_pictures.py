@@ -113,6 +113,12 @@ def samg(graph: Graph) -> None:
         graph.row(graph.sampled(patched, cfg, 20))
 
 
+def stabilise(graph: Graph) -> None:
+    graph.row(graph.sampled(graph.model, 9.0, 10))
+    graph.row(graph.sampled(graph.add("GimbalStabilise", model=graph.model), 9.0, 10))
+    graph.row(graph.sampled(graph.model, 6.0, 10))
+
+
 def guidance_preview(graph: Graph) -> None:
     patched = graph.add("GimbalSAMG", model=graph.model)
     latent = graph.sampled(patched, 2.0, 20)
@@ -189,6 +195,7 @@ RECIPES: dict[str, Callable[[Graph], None]] = {
     "GimbalConfidence": confidence("gradient"),
     "GimbalConfidencePreview": confidence("attention"),
     "GimbalSAMG": samg,
+    "GimbalStabilise": stabilise,
     "GimbalGuidancePreview": guidance_preview,
     "GimbalEqualStrength": equal_strength,
     "GimbalSimulateQuantization": simulate_quantization,

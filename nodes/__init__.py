@@ -17,12 +17,14 @@ from . import (
     qdrift_trajectory,
     samg,
     simulate_quantization,
+    stabilise,
 )
 
 MODULES = (
     micrograin,
     aqclip,
     confidence,
+    stabilise,
     samg,
     equal_strength,
     qdrift_calibrate,

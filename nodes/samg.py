@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..core.samg import Curve, Normalize, Scope, guidance_energy, scale_of_energy, steer_cond
+from ..core.samg import Curve, Normalize, Scope, samg_cond
 from ..host.pictures.maps import Row, strip
 from ..host.sampling.hooks import add_stage
-from ..host.sampling.stages import GuidanceStage, Window
+from ..host.sampling.stages import GuidanceContext, GuidanceStage, Window
 from . import _inputs, _preview
 
 FOLLOW = -1.0  # derive the scale from the sampler's cfg
@@ -45,16 +43,14 @@ class SAMGStage(GuidanceStage):
             low, high = min(low, self.w_max), self.w_max
         return low, high
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
-        low, high = self.range(cfg)
-        if low == high == cfg:
+    def apply(self, cond: Tensor, uncond: Tensor, call: GuidanceContext) -> Tensor:
+        low, high = self.range(call.cfg)
+        if low == high == call.cfg:
             return cond  # plain CFG, bit for bit
-        energy = guidance_energy(cond, uncond)
-        scale = scale_of_energy(energy, low, high, self.normalize, self.curve, self.scope)
-        if self.strength != 1.0:
-            scale = torch.lerp(torch.full_like(scale, cfg), scale, self.strength)
-        record_maps(energy=energy[:, 0], scale=scale[:, 0])
-        return steer_cond(cond, uncond, scale, cfg)
+        shape = self.normalize, self.curve, self.scope
+        steered, energy, scale = samg_cond(cond, uncond, call.cfg, (low, high), *shape, self.strength)
+        call.record_maps(energy=energy[:, 0], scale=scale[:, 0])
+        return steered
 
     def settings(self) -> str:
         source = "preset" if self.preset in PRESETS else "cfg"

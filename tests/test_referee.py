@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evidence import referee, referee_report, report, steering
+from evidence import referee, referee_report, report, stabilise_report, steering
 from evidence.table import Part
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,37 +85,45 @@ def stored(tmp_path):
     """Plain guidance whose distance is exp(cfg / 10) at contrast cfg / 20, and a rule a tenth below it at 7 / 20."""
 
     def stored(factor):
-        name = referee.Row("APG", referee.GUIDANCE).name
+        row = referee.Row("APG", referee.GUIDANCE)
         for seed in range(3):
             runs = {
                 referee.Row(referee.PLAIN, c).name: rows_of(math.exp(c / 10 + seed), c / 20) for c in referee.CURVE
             }
-            runs[name] = rows_of(factor * (1 + 0.01 * seed) * math.exp(0.65 + seed), 6.5 / 20)
+            runs[row.name] = rows_of(factor * (1 + 0.01 * seed) * math.exp(0.65 + seed), 6.5 / 20)
             path = tmp_path / f"referee-seed{seed}.json"
             path.write_text(json.dumps({"about": {"seed": seed}, "runs": runs}), encoding="utf-8")
-        return Part(tmp_path, "referee"), name
+        return Part(tmp_path, "referee"), row
 
     return stored
 
 
 @pytest.mark.parametrize(("factor", "word"), [(0.9, "better"), (1.2, "worse"), (0.99, "no difference")])
 def test_a_rule_is_compared_with_plain_guidance_of_its_own_contrast(stored, factor, word):
-    part, name = stored(factor)
-    found = referee_report.ratio(part, name, "contrast", "fd_features")
+    part, row = stored(factor)
+    found = referee_report.ratio(part, row, "contrast", "fd_features")
     assert found.mean == pytest.approx(math.log(factor) + math.log(1.01 * 1.02) / 3, abs=1e-3)
     assert found.n == 3
-    assert referee_report.word(part, name) == word
+    assert referee_report.word(part, row) == word
 
 
 def test_every_rule_and_every_candidate_has_stored_rows():
     part = Part(RESULTS, "referee")
-    rules = [*referee.OURS, *referee.PEERS, *referee.FINALISTS]
+    rules = {*referee.OURS, *referee.PEERS, *referee.FINALISTS} - {*referee.LATER}
     assert part.seeds >= 3
     assert not [rule for rule in rules if referee.Row(rule, referee.GUIDANCE).name not in part]
     first = part.stored[referee.SCREENED]["runs"]
     assert not [row.name for row in referee.rows(referee.SCREENED) if row.name not in first]
 
 
+def test_what_confirms_is_complete_and_of_other_seeds():
+    chosen, confirming = Part(RESULTS, "referee"), Part(RESULTS, "referee-confirmed")
+    seeds = [{seed["about"]["seed"] for seed in part.stored} for part in (chosen, confirming)]
+    assert not seeds[0] & seeds[1] and seeds[1] == set(referee.PARTS["referee-confirmed"][1])
+    assert not [row.name for row in referee.confirmed(4) if row.name not in confirming]
+
+
 def test_the_document_is_what_the_stored_rows_give():
     document = (ROOT / "docs" / "EQUAL_STRENGTH.md").read_text(encoding="utf-8")
-    assert report.updated(document, referee_report.tables(RESULTS)) == document
+    tables = referee_report.tables(RESULTS) | stabilise_report.tables(RESULTS)
+    assert report.updated(document, tables) == document

@@ -130,7 +130,7 @@ def equal_strength(part: Part, path: Path) -> None:
         def place(row: str, measure: str = measure) -> list[float]:
             return [part.mean(row, key).mean for key in ("contrast", measure)]
 
-        curve = [place(row) for row in referee_report.CURVE]
+        curve = [place(row) for row in referee_report.curve(part, referee.Row(referee.PLAIN, referee.GUIDANCE))]
         axis.plot(*zip(*curve, strict=True), color=INK, marker=".", linewidth=1.3, label="plain CFG")
         for cfg, point in zip(referee.CURVE, curve, strict=True):
             axis.annotate(f"{cfg:g}", point, (6, -8), textcoords="offset points", color=INK, fontsize=7)

@@ -13,8 +13,9 @@ from typing import Any
 from . import steering as s
 from .comfyui_runs import Seed
 from .runs import Results, make
+from .thresholding import thresholded
 
-PLAIN = "plain CFG"
+PLAIN, STABILISE, TCFG = "plain CFG", "Stabilise", "TCFG"
 STEPS = 10
 CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 12.0)  # plain guidance
 Patch = Callable[[Any], Any]
@@ -64,7 +65,15 @@ def tonemapped(model: Any, multiplier: float = 1.0) -> Any:
 ALWAYS = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0}
 SAMG = {"preset": "w_min and w_max", "w_min": -1.0, "w_max": -1.0, "curve": "linear", "scope": "clip", **ALWAYS}
 MICROGRAIN = {"q_low": 0.001, "q_high": 0.999, "knee": 0.8, "alpha": 2.0, **ALWAYS}
+FACTORS = {"amount": 1.0, "along": 2.0, "across": 0.6, "fade": 0.5, "start_percent": 0.0, "end_percent": 1.0}
 AQCLIP = {"tile": 8, "stride": 4, "ema_beta": 0.8, "confidence": "gradient", **ALWAYS}
+
+
+def factors(along: float, across: float, fade: float) -> Patch:
+    """Stabilise with these."""
+    options = {"along": along, "across": across, "fade": fade}
+    return node("stabilise", "GimbalStabilise", **{**FACTORS, **options})
+
 
 OURS = {
     "SAMG": node("samg", "GimbalSAMG", normalize="quantile", **SAMG),
@@ -73,6 +82,7 @@ OURS = {
     "micrograin smooth": node("micrograin", "GimbalMicrograin", form="smooth", **MICROGRAIN),
     "AQClip gentle": node("aqclip", "GimbalAQClip", corridor="gentle", **AQCLIP),
     "AQClip strong": node("aqclip", "GimbalAQClip", corridor="strong", **AQCLIP),
+    STABILISE: node("stabilise", "GimbalStabilise", **FACTORS),
 }
 PEERS = {
     "RescaleCFG": peer("nodes_model_advanced", "RescaleCFG", multiplier=0.7),
@@ -84,6 +94,7 @@ PEERS = {
     "Mahiro": peer("nodes_mahiro", "Mahiro"),
     "FreSca": peer("nodes_fresca", "FreSca", scale_low=1.0, scale_high=1.25, freq_cutoff=4),
     "tonemapping": tonemapped,
+    "dynamic thresholding": thresholded,
     "interval 0.2 to 0.8": s.interval(0.2, 0.8),
 }
 SHRUNK = partial(s.shrunk, share=1.0)
@@ -149,28 +160,61 @@ FINALISTS = (  # candidates that were promising after one seed, or that were ask
     *("guidance shrunk 1, all channels at once", "guidance shrunk 1, by place"),
     *("guidance shrunk 1, compressed 2", "guidance shrunk 1, tonemapping"),
 )
-SWEPT = ("TCFG", "guidance shrunk 1", "TCFG, guidance shrunk 1", "decorrelated", "APG")  # at other guidance too
+SWEPT = (TCFG, "guidance shrunk 1", "TCFG, guidance shrunk 1", "decorrelated", "APG")  # at other guidance too
 SWEEP = (4.0, 9.0)
 SCREENED = 0  # the seed in which every candidate ran
+CONFIRMED = (3.0, 4.0, 9.0, 12.0)  # guidance of what is confirmed, beside GUIDANCE
+SEARCHED = (  # along, across and fade of Stabilise
+    *((1.0, 0.5, 0.0), (1.0, 0.33, 0.0), (1.0, 0.2, 0.0), (2.0, 0.5, 0.0), (3.0, 0.5, 0.0)),
+    *((2.0, 0.7, 1.0), (3.0, 0.7, 1.0), (2.0, 0.8, 2.0), (2.0, 0.6, 0.5)),
+)
+LATER = (STABILISE, "dynamic thresholding")  # in "referee-confirmed" alone
+
+
+def searched_name(along: float, across: float, fade: float) -> str:
+    return f"along {along:g}, across {across:g}, fade {fade:g}"
 
 
 def rules() -> dict[str, Patch]:
-    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES
+    searched = {searched_name(*each): factors(*each) for each in SEARCHED}
+    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES | searched
 
 
 def rows(seed: int) -> Iterator[Row]:
     """The plain curve, every rule at GUIDANCE, then the sweep."""
     yield from (Row(PLAIN, cfg) for cfg in CURVE)
     chosen = CANDIDATES if seed == SCREENED else FINALISTS
-    yield from (Row(rule, GUIDANCE) for rule in (*chosen, *PEERS, *OURS))
+    yield from (Row(rule, GUIDANCE) for rule in (*chosen, *PEERS, *OURS) if rule not in LATER)
     yield from (Row(rule, cfg) for cfg in SWEEP for rule in SWEPT)
 
 
-def measure(seed: Seed, results: Results) -> None:
-    """What is lacking of this seed's rows."""
+def confirmed(seed: int) -> Iterator[Row]:
+    """Seeds that chose nothing: the plain curve, Stabilise and TCFG at every guidance, the others at GUIDANCE."""
+    yield from (Row(PLAIN, cfg) for cfg in CURVE)
+    yield from (Row(rule, cfg) for cfg in (GUIDANCE, *CONFIRMED) for rule in (STABILISE, TCFG))
+    yield from (Row(rule, GUIDANCE) for rule in (*PEERS, *OURS) if rule not in (STABILISE, TCFG))
+
+
+def searched(seed: int) -> Iterator[Row]:
+    """How Stabilise's factors were chosen."""
+    yield from (Row(PLAIN, cfg) for cfg in CURVE)
+    yield from (Row(searched_name(*each), GUIDANCE) for each in SEARCHED)
+    yield from (Row(searched_name(*SEARCHED[-1]), cfg) for cfg in (4.0, 9.0, 12.0))
+
+
+# Rows of a seed, and the seeds. What is in "referee-confirmed" decided nothing about Stabilise.
+PARTS = {
+    "referee": (rows, range(4)),
+    "referee-search": (searched, range(4)),
+    "referee-confirmed": (confirmed, range(4, 11)),
+}
+
+
+def measure(part: str, seed: Seed, results: Results) -> None:
+    """What is lacking of this part's rows of a seed."""
     patches = rules()
 
     def measured(row: Row) -> dict[str, float]:
         return seed.measures(patches[row.rule], row.cfg, row.steps, row.sampler)
 
-    make(f"referee, seed {seed.seed}", rows(seed.seed), results, measured)
+    make(f"{part}, seed {seed.seed}", PARTS[part][0](seed.seed), results, measured)

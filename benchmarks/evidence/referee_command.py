@@ -1,8 +1,8 @@
 """Guidance rules and limits against plain guidance of equal strength, by real ComfyUI sampling of the letters model.
 
-    python dev.py bench referee [--seeds=0,1]
+    python dev.py bench referee [--parts=referee-confirmed] [--seeds=4,5]
 
-Rows that are stored are not made again: on a fresh clone this writes docs/EQUAL_STRENGTH.md and its figure only.
+A part's rows are in benchmarks/evidence/results/PART-seedN.json; both parts take 18 minutes of one core. Rows that are stored are not made again: on a fresh clone this writes docs/EQUAL_STRENGTH.md and its figure only.
 """
 
 from __future__ import annotations
@@ -15,33 +15,40 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _gimbal
 import torch
 
-from evidence import comfyui_runs, figures, judge, referee, referee_report, report, runs, table
+from evidence import comfyui_runs, figures, judge, referee, referee_report, report, runs, stabilise_report, table
 
 ROOT = _gimbal.ROOT
 RESULTS = ROOT / "benchmarks" / "evidence" / "results"
 DOCUMENT = ROOT / "docs" / "EQUAL_STRENGTH.md"
-SEEDS, SAMPLES = range(4), 32
+SAMPLES = 32
 PRECISION = "float32"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
-    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="comma-separated")
+    parser.add_argument("--parts", default=",".join(referee.PARTS), help="comma-separated")
+    parser.add_argument("--seeds", default="", help="comma-separated; default: all of a part")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    critic = judge.load(ROOT / ".dev" / "evidence")
-    model = comfyui_runs.load(options.comfyui.resolve(), PRECISION)
     options.results.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        for seed in map(int, options.seeds.split(",")):
-            results = runs.Results(options.results / f"referee-seed{seed}.json", runs.about(SAMPLES, seed, PRECISION))
-            referee.measure(comfyui_runs.Seed(model, SAMPLES, seed, critic), results)
+        make_rows(options)
     if options.results == RESULTS:
-        found = referee_report.tables(RESULTS)
+        found = referee_report.tables(RESULTS) | stabilise_report.tables(RESULTS)
         DOCUMENT.write_text(report.updated(DOCUMENT.read_text(encoding="utf-8"), found), encoding="utf-8")
         figures.equal_strength(table.Part(RESULTS, "referee"), ROOT / "docs" / "images" / "equal_strength.png")
+
+
+def make_rows(options: argparse.Namespace) -> None:
+    """Those that are lacking."""
+    critic, comfyui = judge.load(ROOT / ".dev" / "evidence"), options.comfyui.resolve()
+    model = comfyui_runs.load(comfyui, PRECISION)
+    for part in options.parts.split(","):
+        for seed in map(int, options.seeds.split(",")) if options.seeds else referee.PARTS[part][1]:
+            results = runs.Results(options.results / f"{part}-seed{seed}.json", runs.about(SAMPLES, seed, PRECISION))
+            referee.measure(part, comfyui_runs.Seed(model, SAMPLES, seed, critic), results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 from gimbal.core.aqclip import aqclip
 from gimbal.core.micrograin import micrograin
 from gimbal.core.samg import guidance_energy, scale_map
-from gimbal.host.sampling.stages import CallContext, DenoisedStage, GuidanceStage, Stage, Window
+from gimbal.host.sampling.stages import CallContext, DenoisedStage, GuidanceContext, GuidanceStage, Stage, Window
 
 from .qsilk import STRIDE, STRONG, TILE
 
@@ -35,9 +35,9 @@ class Extras(GuidanceStage):
     def settings(self) -> str:
         return "candidate"
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
+    def apply(self, cond: Tensor, uncond: Tensor, call: GuidanceContext) -> Tensor:
         guidance = cond - uncond
-        return uncond + (guidance + (cfg - 1.0) * self.extra(guidance, cond)) / cfg
+        return uncond + (guidance + (call.cfg - 1.0) * self.extra(guidance, cond)) / call.cfg
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +49,9 @@ class Guided(GuidanceStage):
     def settings(self) -> str:
         return "candidate"
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, look: Callable[..., None]) -> Tensor:
-        guided = torch.lerp(uncond, cond, cfg)
-        return uncond + (self.change(guided, cond) - uncond) / cfg
+    def apply(self, cond: Tensor, uncond: Tensor, call: GuidanceContext) -> Tensor:
+        guided = torch.lerp(uncond, cond, call.cfg)
+        return uncond + (self.change(guided, cond) - uncond) / call.cfg
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,23 +14,13 @@ def stabilised(object_info: dict) -> Blueprint:
         "Stabilised KSampler (Gimbal)",
         object_info,
         SAMPLED,
-        "A KSampler behind SAMG, AQClip and Micrograin. samg, aqclip and micrograin are their strengths; 0 is off, bit for bit. "
-        "With samg at 1 lower cfg to two thirds.",
+        "A KSampler behind Stabilise. amount 0 is off, bit for bit.",
     )
-    model, *_ = (flow.outside[i] for i in range(4))
-    # SAMG starts switched off: it changes what cfg means, and in our measurements it helps at low scales alone.
-    samg = flow.node("GimbalSAMG", model=model, strength=0.0)
-    aqclip = flow.node("GimbalAQClip", model=samg[0])
-    grain = flow.node("GimbalMicrograin", model=aqclip[0])
-    sampler = _sampler(flow, grain)
-    preview = flow.node("GimbalGuidancePreview", latent=sampler[0], model=grain[0])
-    flow.grid([[samg], [aqclip], [grain], [sampler], [preview]])
-    flow.widget("samg", samg, "strength")
-    flow.widget("aqclip", aqclip, "strength")
-    flow.widget("corridor", aqclip, "corridor")
-    flow.widget("micrograin", grain, "strength")
+    stable = flow.node("GimbalStabilise", model=flow.outside[0])
+    sampler = _sampler(flow, stable)
+    flow.grid([[stable], [sampler]])
+    flow.widget("amount", stable, "amount")
     flow.output("latent", sampler[0])
-    flow.output("guidance preview", preview[0])
     return flow
 
 

@@ -14,7 +14,16 @@ from ...core.schedule import StepCounter
 from ..messages import Messages
 from .attention import AttentionReader
 from .observe import MapRecorder
-from .stages import CallContext, DenoisedStage, GuidanceStage, NetworkRun, NetworkStage, RunSchedule, Stage
+from .stages import (
+    CallContext,
+    DenoisedStage,
+    GuidanceContext,
+    GuidanceStage,
+    NetworkRun,
+    NetworkStage,
+    RunSchedule,
+    Stage,
+)
 
 
 class Record:
@@ -115,7 +124,7 @@ class SamplingRun:
             record.begin(stage)
             cond, uncond = predictions
             record_maps = partial(record.map_recorder.add, args["sigma"], self.begun)
-            predictions[0] = stage.apply(cond, uncond, cfg, record_maps)
+            predictions[0] = stage.apply(cond, uncond, GuidanceContext(args["input"], cfg, record_maps))
         return predictions
 
     def end(self, samples: Tensor) -> None:

@@ -68,6 +68,15 @@ class CallContext:
     record_maps: Callable[..., None]  # show maps (B, *spatial) by name to the preview nodes
 
 
+@dataclass(frozen=True)
+class GuidanceContext:
+    """What a guidance stage may want to know of one model call."""
+
+    noisy: Tensor  # the sampler's state that both predictions were made from, in their shape and units
+    cfg: float  # scale of the CFG that follows
+    record_maps: Callable[..., None]  # as CallContext's
+
+
 @dataclass(frozen=True, eq=False)
 class DenoisedStage(Stage):
     @property
@@ -103,7 +112,7 @@ class GuidanceStage(Stage):
         """Why this stage cannot act on such a prediction; empty if it can."""
         return ""
 
-    def apply(self, cond: Tensor, uncond: Tensor, cfg: float, record_maps: Callable[..., None]) -> Tensor:
+    def apply(self, cond: Tensor, uncond: Tensor, call: GuidanceContext) -> Tensor:
         """The conditional prediction that plain CFG is to see instead of cond."""
         raise NotImplementedError
 

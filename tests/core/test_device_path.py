@@ -10,7 +10,7 @@ from gimbal.core.confidence import gradient_confidence
 from gimbal.core.match import MomentMatcher
 from gimbal.core.micrograin import micrograin
 from gimbal.core.normal import lower_ndtri
-from gimbal.core.samg import guidance_energy, samg, scale_map, scale_of_energy, steer_cond
+from gimbal.core.samg import guidance_energy, samg, samg_cond, scale_map, scale_of_energy
 from gimbal.core.solvers import Stepper, make_plan
 from gimbal.core.tiles import as_frames, tile_grid, tile_means, tile_statistics
 
@@ -78,11 +78,7 @@ class TestOperators:
         cond, uncond = meta(*shape, dtype=dtype), meta(*shape, dtype=dtype)
         assert operators(lambda: samg(cond, uncond, 5.0, 12.0, normalize, curve)) <= 18
 
-        def node():
-            energy = guidance_energy(cond, uncond)
-            steer_cond(cond, uncond, scale_of_energy(energy, 5.0, 12.0, normalize, curve), 7.5)
-
-        assert operators(node) <= 23
+        assert operators(lambda: samg_cond(cond, uncond, 7.5, (5.0, 12.0), normalize, curve)) <= 20
 
     @pytest.mark.parametrize("channels", [1, 4])
     def test_drift_adds_two_operators_to_a_step(self, channels):

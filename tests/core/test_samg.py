@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gimbal.core.samg import guidance_energy, samg, scale_map, steer_cond
+from gimbal.core.samg import guidance_energy, samg, samg_cond, scale_map, steer_cond
 
 PAIRS = list(product(("minmax", "quantile"), ("linear", "bound")))
 SETTINGS = [(*pair, scope) for pair, scope in product(PAIRS, ("clip", "frame"))]
@@ -422,6 +422,31 @@ def test_steered_cond_makes_plain_cfg_give_samg(cfg, shape):
     guided = samg(cond, uncond, W_MIN, W_MAX)
     bound = 1e-6 * (uncond.abs() * (1.0 + abs(cfg)) + scale * (cond - uncond).abs())
     assert ((combined - guided).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("options", [("minmax", "linear", "clip"), ("quantile", "bound", "frame")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samg_cond_is_steer_cond_of_the_scale_map(shape, options, strength):
+    cond, uncond = predictions(shape)
+    given = cond.clone(), uncond.clone()
+    steered, energy, scale = samg_cond(cond, uncond, 7.5, (W_MIN, W_MAX), *options, strength)
+    assert torch.equal(cond, given[0]) and torch.equal(uncond, given[1])
+    assert torch.equal(energy, guidance_energy(cond, uncond))
+    full = scale_map(cond, uncond, W_MIN, W_MAX, *options)
+    torch.testing.assert_close(scale, 7.5 + strength * (full - 7.5), rtol=2e-6, atol=2e-5)
+    torch.testing.assert_close(steered, steer_cond(cond, uncond, scale, 7.5), rtol=1e-6, atol=1e-6)
+
+
+def test_samg_cond_refuses_what_its_parts_refuse():
+    x = torch.zeros(1, 4, 8, 8)
+    for cfg in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="samg_cond: cfg must be finite and not 0"):
+            samg_cond(x, x, cfg, (W_MIN, W_MAX))
+    with pytest.raises(ValueError, match="samg_cond: w_min=9"):
+        samg_cond(x, x, 7.5, (9.0, 2.0))
+    with pytest.raises(ValueError, match="samg_cond: got cond"):
+        samg_cond(x, x.half(), 7.5, (W_MIN, W_MAX))
 
 
 def test_steer_cond_by_hand():

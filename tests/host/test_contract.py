@@ -55,6 +55,14 @@ MODEL_NODES = {
         "start_percent": 0.0,
         "end_percent": 1.0,
     },
+    "stabilise.GimbalStabilise": {
+        "amount": 1.0,
+        "along": 2.0,
+        "across": 0.6,
+        "fade": 0.5,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    },
     "qdrift.GimbalQDrift": {
         "stats": lambda model: sys.modules["tiny_models"].statistics(model),
         "correction": "drift",
@@ -78,6 +86,7 @@ MODEL_NODES[BY_LAYERS] = {
 }
 BY_PLAN = "precision_plan.GimbalPrecisionPlan"
 MODEL_NODES[BY_PLAN] = {"first_steps": 1, "last_steps": 1, "layers": ""}
+STRENGTHS = ("strength", "amount")  # what a node's own is called
 NEUTRAL = {BY_PLAN: {"first_steps": 0, "last_steps": 0}}  # of the others: strength 0
 OTHER = {BY_PLAN: {"last_steps": 0}}  # of the others: start_percent 0.5
 ON_QUANTIZED = (BY_PLAN,)  # nodes that act on models of this kind alone
@@ -99,7 +108,8 @@ def apply(node: str, model, **changes):
 
 
 def neutral(node: str, model):
-    return apply(node, model, **NEUTRAL.get(node, {"strength": 0.0}))
+    strength = {name: 0.0 for name in STRENGTHS if name in MODEL_NODES[node]}
+    return apply(node, model, **NEUTRAL.get(node, strength))
 
 
 def plain(tiny, node: str, family: str):

@@ -90,6 +90,7 @@ def test_nodes_that_speak_for_a_model_are_no_ones_but_their_own(comfy):
         "GimbalAQClip",
         "GimbalConfidence",
         "GimbalSAMG",
+        "GimbalStabilise",
         "GimbalQDrift",
         "GimbalQDriftSampler",
         "GimbalPrecisionPlan",

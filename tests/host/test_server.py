@@ -113,6 +113,7 @@ def test_nodes_are_registered_and_explain_themselves(ours):
         "GimbalQDriftReport",
         "GimbalQDriftSampler",
         "GimbalSimulateQuantization",
+        "GimbalStabilise",
     }
     for name, entry in ours.items():
         assert entry["description"] and entry["category"].startswith("gimbal/"), name

@@ -21,7 +21,7 @@ LOADERS = {
     "DualCLIPLoader": ("StandInClip", "clip_name1"),
     "VAELoader": ("StandInVae", "vae_name"),
 }
-STABILISERS = ("GimbalSAMG", "GimbalAQClip", "GimbalMicrograin")
+STABILISERS = ("GimbalStabilise", "GimbalSAMG", "GimbalAQClip", "GimbalMicrograin")
 SHIPPED = "gimbal_letters_fp16.safetensors"  # small as it is
 SMALLER = 4  # times, each side of a picture: the layers are as wide as the real ones' narrowest
 

@@ -1,0 +1,94 @@
+"""Stabilise: guidance that burns less, by rewriting the conditional prediction before CFG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..core.stabilise import ACROSS, ALONG, FADE, stabilised_cond
+from ..host.sampling.hooks import add_stage
+from ..host.sampling.stages import GuidanceContext, GuidanceStage, Window
+from . import _inputs
+from ._inputs import BURN
+
+
+@dataclass(frozen=True, eq=False)
+class StabiliseStage(GuidanceStage):
+    amount: float
+    along: float
+    across: float
+    fade: float
+
+    def settings(self) -> str:
+        return f"amount {self.amount:g}, along {self.along:g}, across {self.across:g}, fade {self.fade:g}"
+
+    def apply(self, cond: Tensor, uncond: Tensor, call: GuidanceContext) -> Tensor:
+        factors = self.along, self.across, self.fade
+        return stabilised_cond(cond, uncond, call.noisy, call.cfg, self.amount, *factors)
+
+
+class GimbalStabilise(io.ComfyNode):
+    NAME = "Stabilise"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _inputs.schema(
+            node_id="GimbalStabilise",
+            display_name=cls.NAME,
+            category="gimbal/guidance",
+            description="Against burnt, oversaturated colours from a high cfg. At equal contrast the letters model came nearer to real "
+            "pictures in features than with plain guidance or TCFG. It weakens guidance: raise cfg for the contrast you had. Needs "
+            "cfg above 1.",
+            search=BURN,
+            reports=True,
+            inputs=[
+                io.Model.Input("model"),
+                io.Float.Input(
+                    "amount",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="From plain guidance to all of it. 0 changes nothing, bit for bit.",
+                ),
+                *_inputs.advanced(_factors()),
+                *_inputs.window(),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, start_percent: float, end_percent: float, **options) -> io.NodeOutput:
+        window = Window(start_percent, end_percent)
+        window.check(cls.NAME)
+        if options["amount"] == 0.0:
+            _inputs.messages(cls).add("changes nothing: amount is 0")
+            return io.NodeOutput(model)
+        return io.NodeOutput(
+            add_stage(model, StabiliseStage(cls.NAME, window, **options, node_id=_inputs.node_id(cls)))
+        )
+
+
+def _factors() -> list[io.Input]:
+    return [
+        _factor("along", ALONG, 10.0, "Factor of the guidance along the noise that the predictions see. 1: as it is."),
+        _factor(
+            "across", ACROSS, 2.0, "Factor of the rest of the guidance, which makes most of its strength. 1: as it is."
+        ),
+        _factor(
+            "fade",
+            FADE,
+            4.0,
+            "How far weak values of the rest fade out: those below this share of their channel's root mean square. 0: none.",
+        ),
+    ]
+
+
+def _factor(name: str, default: float, most: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=most, step=0.05, tooltip=tooltip)
+
+
+NODES = [GimbalStabilise]
