@@ -22,21 +22,28 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import emoji_pictures
 import fitting
-from gimbal_demo import latent, words
+import words
+from gimbal_demo import latent
 
 WIDTH, BLOCKS, FEED_FORWARD = 192, 9, 576
 BATCH = 64
 DROP = 0.1  # share of samples trained without their prompt, for classifier-free guidance
-OUTPUT = HERE / "models" / "gimbal_pictures_fp16.safetensors"
+KEPT = HERE.parent / ".dev" / "pictures"
+DATA, OUTPUT = KEPT / "packages", KEPT / "gimbal_pictures_fp16.safetensors"
 
 
 def build_network(comfyui: Path) -> nn.Module:
-    """ComfyUI's Wan network at the demo's size, initialised (ComfyUI leaves weights unset)."""
+    """`new_network` of a ComfyUI that is not imported yet."""
     sys.path.insert(0, str(comfyui))
     sys.argv = [sys.argv[0], "--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    return new_network()
+
+
+def new_network() -> nn.Module:
+    """ComfyUI's Wan network at the demo's size, initialised (ComfyUI leaves weights unset)."""
     import comfy.supported_models
 
     config = {
@@ -107,9 +114,9 @@ def batch_loss(network: nn.Module, clean: Tensor, context: Tensor, generator: to
 
 def main() -> None:
     parser = fitting.argument_parser(
-        __doc__.splitlines()[0], OUTPUT, iterations=15000, rate=1.5e-3, seed=0, threads=1, glyphs=False
+        __doc__.splitlines()[0], OUTPUT, iterations=60000, rate=1.5e-3, seed=0, threads=1, glyphs=False
     )
-    parser.add_argument("--data", type=Path, default=HERE.parent / ".dev" / "pictures", help="where the packages go")
+    parser.add_argument("--data", type=Path, default=DATA, help="where the packages go")
     args = parser.parse_args()
     fitting.prepare(args)
     emoji_pictures.fetch(args.data)

@@ -134,7 +134,7 @@ def reference(words, prompt):
 
 
 def test_words_are_hashed_as_the_reference_does(on_path):
-    from gimbal_demo import words
+    import words
 
     prompts = [
         "Red heart on BLUE",
@@ -174,7 +174,7 @@ def train(on_path, things, monkeypatch):
     """`train(path, iterations, stop)`: a short training on the things above, which may stop before a step."""
     import fitting
     import train_pictures
-    from gimbal_demo import words
+    import words
 
     monkeypatch.setattr(train_pictures, "BATCH", 8)
 
@@ -239,3 +239,57 @@ def test_a_trainings_state_is_never_published():
     for kind in ("draft", "partial", "resume"):
         assert _ignored(Path(f"demo/models/gimbal_pictures_fp16.{kind}"), patterns)
         assert f"/demo/models/*.{kind}" in ignored
+
+
+@pytest.fixture
+def judge(on_path):
+    import judge_pictures
+
+    return judge_pictures
+
+
+def test_judged_prompts_are_held_out_and_take_the_groups_in_turn(pictures, judge, things):
+    names = tuple((f"thing {i}",) for i in range(200))
+    groups = tuple(("food", "animals", "people", "symbols")[i % 4] for i in range(200))
+    many = pictures.Things(things.pictures, names, ((),) * 200, groups)
+    found, asked = judge.held_out_prompts(many, 12)
+    assert [groups[i] for i in asked.tolist()] == ["animals", "food", "people", "symbols"] * 3
+    for prompt, thing in zip(found, asked.tolist(), strict=True):
+        name, _, ground = prompt.partition(" on ")
+        assert (name,) == names[thing] and pictures.held_out(name, ground)
+    assert judge.held_out_prompts(many, 4, skip=8)[0] == found[8:]
+    assert len(set(found)) == 12
+    with pytest.raises(ValueError, match="9000 held-out prompts are asked for; there are"):
+        judge.held_out_prompts(many, 9000)
+
+
+def test_the_group_with_most_of_the_probability_is_recognised(judge, things, monkeypatch):
+    monkeypatch.setattr(judge, "TOP", 2)
+    # Sorted groups: food 0, people 1, smileys 2, travel 3; their things 0, 3, 1, 2.
+    logits = torch.tensor([[0.4, 0.1, 0.2, 0.3], [0.1, 0.2, 0.6, 0.1], [0.1, 0.2, 0.6, 0.1]]).log()
+    group, thing = judge.recognised(lambda part: part, things, logits, torch.tensor([0, 2, 1]))
+    assert group.tolist() == [True, True, False] and thing.tolist() == [True, True, True]
+    shared = things.__class__(things.pictures, things.names, things.keywords, ("a", "b", "b", "c"))
+    group, _ = judge.recognised(
+        lambda part: part, shared, torch.tensor([[0.4, 0.25, 0.25, 0.1]]).log(), torch.tensor([1])
+    )
+    assert group.tolist() == [True]  # together more than the likeliest thing
+
+
+def test_the_judge_learns_to_tell_real_pictures_apart(judge, things, monkeypatch):
+    monkeypatch.setattr(judge, "TOP", 1)
+    drawn = things.pictures.clone()
+    for i in range(len(NAMES)):
+        drawn[:, i, 3, 16:48, 16:48] = 255
+        drawn[:, i, :3, 16:48, 16:48] = torch.tensor([(i % 3 == c) * 255 for c in range(3)], dtype=torch.uint8)[
+            :, None, None
+        ]
+    drawn[:, 3, :3] = 0
+    clear = things.__class__(drawn, things.names, things.keywords, things.groups)
+    state = torch.get_rng_state()
+    network = judge.classifier(clear, steps=60)
+    torch.set_rng_state(state)
+    with torch.inference_mode():
+        real, shown = judge.real_pictures(clear, 100, torch.Generator().manual_seed(5))
+        group, thing = judge.recognised(network, clear, real, shown)
+    assert thing.float().mean() > 0.8 and torch.equal(group, thing)
