@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .depth_models import Subject, ends, quantized_model, velocity
+from .depth_models import Subject, ends, execute, quantized_model, velocity
 from .formats import HEAVY, MILD, NumberFormat
 from .model import recognise
 from .runs import Results
@@ -74,15 +74,13 @@ def corrected(subject: Subject, form: NumberFormat, folder: Path) -> dict[str, A
     """The quantized MODEL plain and under each correction, by the pack's own nodes."""
     import folder_paths
 
-    from gimbal.nodes.qdrift import GimbalQDrift
-    from gimbal.nodes.qdrift_calibrate import GimbalQDriftCalibrate
-
     model = quantized_model(subject, form)
     positive, negative = subject.conditioning(subject.calibrated)
     folder_paths.models_dir = str(folder)
     given = {"cfg": CFG, "sampler_name": "euler", "scheduler": "simple", "steps": STEPS, "runs": RUNS}
     given |= {"first_seed": 100_000, "held_out": 0, "prompts": "", "negative_prompt": "", "mode": "two passes"}
-    statistics = GimbalQDriftCalibrate.execute(
+    statistics = execute(
+        "qdrift_calibrate.GimbalQDriftCalibrate",
         full_model=subject.model,
         quantized_model=model,
         latent={"samples": subject.empty(len(subject.calibrated))},
@@ -92,10 +90,10 @@ def corrected(subject: Subject, form: NumberFormat, folder: Path) -> dict[str, A
         trim=0.0,
         filename=f"depth_{subject.name}",
         **given,
-    ).args[0]
+    )
     how = {"strength": 1.0, "channels": "scalar", "rule": "auto", "variance": "conditional", "bias": "off"}
     how |= {"unsupported": "stop with an error", "start_percent": 0.0, "end_percent": 1.0}
-    made = {each: GimbalQDrift.execute(model, statistics, correction=each, **how).args[0] for each in CORRECTIONS}
+    made = {each: execute("qdrift.GimbalQDrift", model, statistics, correction=each, **how) for each in CORRECTIONS}
     return {PLAIN: model, **made}
 
 

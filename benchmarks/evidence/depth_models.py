@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,17 @@ def pictures(comfyui: Path, file: Path, data: Path) -> Subject:
 
 def quantized_model(subject: Subject, form: NumberFormat) -> Any:
     """The MODEL in this format: simulated by the pack's node, or loaded with rounded weights."""
-    from gimbal.nodes.simulate_quantization import GimbalSimulateQuantization
-
     if form.name.startswith("W"):
-        bits = {"preset": form.name, "weight_bits": "by preset", "activation_bits": "by preset"}
-        return GimbalSimulateQuantization.execute(subject.model, group_size=64, rank=0, layers="blocks", **bits).args[
-            0
-        ]
+        how = {"preset": form.name, "weight_bits": "by preset", "activation_bits": "by preset", "layers": "blocks"}
+        node = "simulate_quantization.GimbalSimulateQuantization"
+        return execute(node, subject.model, group_size=64, rank=0, **how)
     return _shifted(_loaded(form.quantize(subject.network).state_dict()))
+
+
+def execute(node: str, *args: Any, **options: Any) -> Any:
+    """The first output of a node of ours: a module and class of gimbal.nodes."""
+    module, name = node.split(".")
+    return getattr(import_module(f"gimbal.nodes.{module}"), name).execute(*args, **options)[0]
 
 
 def ends(subject: Subject, model: Any, steps: int, cfg: float, seed: int) -> Tensor:
