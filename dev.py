@@ -22,7 +22,7 @@ from devkit import comfyui, environment, lock, testing
 from devkit.paths import ROOT, Stop
 
 # Benchmarks of what pictures become: minutes long, on ComfyUI.
-EVIDENCE = {"evidence": "evidence", "referee": "evidence/referee_command.py"}
+EVIDENCE = {"evidence": "evidence", "depth": "evidence/depth_command.py", "referee": "evidence/referee_command.py"}
 
 
 def main() -> int:
