@@ -177,6 +177,8 @@ def describe(statistics: QDriftStatistics) -> str:
         figures = " ".join(f"{float(figure):10.4g}" for figure in (v.mean(), v.min(), v.max()))
         error = float(moments.pooled().relative_error())
         lines.append(f"{sigma:10.4g} {moments.count:12d} {figures} {float(moments.slope().mean()):8.3f} {error:8.2%}")
+    if statistics.plan is not None:
+        lines += statistics.plan.table()
     if statistics.trial is not None:
         lines += trial_text.table(statistics.trial)
     lines += ["", verdict(statistics)]
@@ -196,14 +198,16 @@ def text(statistics: QDriftStatistics, residuals: Sequence[Residual] | None = No
     """Everything as text: settings, V and slope, gains per step and channel, stability, what to expect. Ends in a newline."""
     shown = figures(statistics)
     settings, _, _ = describe(statistics).rpartition("\n\n")  # the verdict comes last here
-    if statistics.trial is not None:
-        settings, _, _ = settings.rpartition("\n\n")  # and the trial before it
+    for _ in filter(None, (statistics.trial, statistics.plan)):
+        settings, _, _ = settings.rpartition("\n\n")  # and the trial and the plan before it
     lines = [settings, "", rule_sentence(statistics, shown.rule), ""]
     lines += table(shown)
     lines += ["", "S/E: signal to error. S/V: signal to V, the part of the error that may act as noise."]
     maps = statistics.state_map()
     if maps is not None:
         lines += ["", "Moment matching: x -> scale x + shift after each step", "", *maps_table(maps)]
+    if statistics.plan is not None:
+        lines += statistics.plan.table()
     if statistics.trial is not None:
         lines += trial_text.table(statistics.trial)
     lines += ["", stability(statistics), shape_sentence(residuals), "", verdict(statistics)]

@@ -90,6 +90,12 @@ def load_layers(path: Path, shape: tuple[int, int]) -> RunMeans | None:
     return None if found is None else RunMeans.from_parts(int(found["count"]), found["mean"], found["m2"])
 
 
+def load_error(path: Path) -> float | None:
+    """A run's error under a candidate of the precision plan; otherwise as `load`."""
+    found = load(path, {"error": ("F64", (1,))}, lambda parts: range_fault("error", parts["error"], 0.0, MOST_MEASURE))
+    return None if found is None else float(found["error"])
+
+
 def save_tried(path: Path, tried: Tried) -> None:
     """What a candidate gave on a held-out run."""
     measures = torch.tensor([tried.error, tried.distance], dtype=torch.float64, device="cpu")

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..core.layer_correction import LayerOffsets
 from . import files, layer_fields
 from .correctors import Beside, map_names
+from .found_plan import FIELD, FoundPlan
 from .interpolation import interpolated
-from .levels import levels, same_levels
+from .merging import merged_fields
 from .moment_stack import merged, stacked
 from .moments import JointMoments
 from .provenance import Provenance
@@ -45,7 +46,8 @@ class QDriftStatistics:
             found with Q-Drift's or with the layer correction on.
         run_variance: (R, S, C) float32 or None: the conditional variance that each run alone gives.
         layers: the layer correction (section 4.5), its offsets bfloat16 as in the file, or None.
-        trial: what the corrections did on held-out runs, or None.
+        plan: the precision plan under which all of it was found, or None. trial: what the corrections did on held-out runs,
+            or None.
     Raises:
         ValueError: a tensor's dtype, shape or value cannot be, named.
     """
@@ -64,6 +66,7 @@ class QDriftStatistics:
     state_shift_layers: Tensor | None = None
     run_variance: Tensor | None = None
     layers: LayerOffsets | None = None
+    plan: FoundPlan | None = None
     trial: Trial | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +113,18 @@ class QDriftStatistics:
                 part.to("cpu", torch.float32) for part in drift_map
             )
         count, mean, m2 = stacked(merged(runs))
-        return cls(levels, count, mean, m2, provenance, layers=None, trial=None, run_variance=alone.float(), **state)
+        return cls(
+            levels,
+            count,
+            mean,
+            m2,
+            provenance,
+            layers=None,
+            plan=None,
+            trial=None,
+            run_variance=alone.float(),
+            **state,
+        )
 
     @property
     def channels(self) -> int:
@@ -180,6 +194,8 @@ class QDriftStatistics:
         path = files.as_path("QDriftStatistics.save", path)
         tensors = {**self._given(), "variance": derived_variance(self.count, self.m2)}
         metadata = {**self.provenance.to_metadata(), **layer_fields.metadata_of(self.layers)}
+        if self.plan is not None:
+            metadata[FIELD] = self.plan.to_text()
         if self.trial is not None:
             metadata[TRIAL] = self.trial.to_text()
         files.write(path, tensors, metadata, replace)
@@ -200,41 +216,31 @@ class QDriftStatistics:
         try:
             provenance = Provenance.from_metadata(metadata)
             trial = Trial.from_text(metadata[TRIAL]) if TRIAL in metadata else None
+            plan = FoundPlan.from_text(metadata[FIELD]) if FIELD in metadata else None
             layers = layer_fields.take(tensors, metadata)
         except ValueError as error:
             raise ValueError(f"{printable(path, None)}: {str(error).rstrip('.')}{files.REMEDY}") from error
         del tensors["variance"]  # it follows from the others, and did so
-        return cls(**tensors, provenance=provenance, layers=layers, trial=trial)
+        return cls(**tensors, provenance=provenance, layers=layers, plan=plan, trial=trial)
 
     @classmethod
     def merge(cls, parts: Sequence[QDriftStatistics]) -> QDriftStatistics:
         """The statistics of all runs of all parts, as if calibrated at once. A single part comes back as it is.
 
         State maps are left out: each was found with the earlier ones in place, so their average is no such thing.
-        run_variance, layers (their mean by runs) and trial (of what is left) are kept if every part has them.
+        run_variance, layers (their mean by runs), trial (of what is left) and a common plan are kept if every part has them.
         Raises:
-            ValueError: no parts; sigmas, models or settings differ (named); or a run is in two parts.
+            ValueError: no parts; sigmas, models, settings or plans differ (named); or a run is in two parts.
         """
         where = "QDriftStatistics.merge"
         if not parts:
             raise ValueError(f"{where}: there is nothing to merge; pass at least one.")
-        first = parts[0]
         if len(parts) == 1:
-            return first
+            return parts[0]
         try:
-            provenance = Provenance.merged([part.provenance for part in parts])
+            return cls(**merged_fields(parts))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        for other in parts[1:]:
-            if not same_levels(first.sigma, other.sigma):
-                differ = f"{levels(first.sigma)} and {levels(other.sigma)}"
-                raise ValueError(f"{where}: sigma differs: {differ}; merge calibrations of one schedule.")
-        alone = [part.run_variance for part in parts if part.run_variance is not None]
-        kept = torch.cat(alone) if len(alone) == len(parts) else None
-        layers = layer_fields.merged([(part.layers, part.provenance.runs) for part in parts])
-        trial = Trial.merged([part.trial for part in parts], layers is not None)
-        total = stacked(merged([[part.moments(i) for i in range(len(part.sigma))] for part in parts]))
-        return cls(first.sigma, *total, provenance, run_variance=kept, layers=layers, trial=trial)
 
     def describe(self) -> str:
         """Everything in it as text: settings, a line per sigma, the verdict. Lines end in a newline."""

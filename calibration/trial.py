@@ -90,13 +90,13 @@ class Trial:
         return cls(tuple(candidates), error, distance, Seen.of([[each.seen for each in run] for run in runs]))
 
     @classmethod
-    def merged(cls, parts: Sequence[Trial | None], layers: bool) -> Trial | None:
+    def merged(cls, parts: Sequence[Trial | None], layers: bool, plan: bool = False) -> Trial | None:
         """The held-out runs of all parts one after another, for the candidates that all have tried and that merged
         statistics hold: what each part's own correction did. None if a part has no trial.
 
-        layers: whether the merged statistics hold a layer correction.
+        layers, plan: whether the merged statistics hold a layer correction, a precision plan.
         """
-        names = found(maps=False, layers=layers)
+        names = found(maps=False, layers=layers, plan=plan)
         whole = [part for part in parts if part is not None]
         first = whole[0].candidates if len(whole) == len(parts) else ()
         kept = [each for each in first[1:] if each[0] in names and all(each in part.candidates for part in whole)]

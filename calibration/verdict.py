@@ -128,4 +128,7 @@ def _cost(statistics: QDriftStatistics, correction: str) -> str:
         parts.append(f"an addition at {len(statistics.layers.places)} places inside the network")
     if kind.drift or kind.maps is not None:
         parts.append("a scale and a shift of the latent")
-    return f"Costs in each step: {' and '.join(parts)}; no further model call."
+    each = [f"Costs in each step: {' and '.join(parts)}; no further model call."] if parts else []
+    if statistics.plan is not None:
+        each.append(f"Precision plan: {statistics.plan.describe()}.")
+    return " ".join(each)

@@ -50,6 +50,10 @@ class PrecisionPlan:
         """Of the layers that the format rounds, those that see unrounded activations at a noise level."""
         return frozenset(layer for layer in layers if any(each.covers(sigma, layer) for each in self.exemptions))
 
+    def acts_at(self, sigma: float) -> bool:
+        """Whether any layer is exempt at a noise level."""
+        return any(each.sigma_start >= sigma > each.sigma_end for each in self.exemptions)
+
     def share(self, sigmas: Sequence[float], multiply_adds: Mapping[str, int]) -> float:
         """The share of a run's multiply-adds in rounded layers that the plan makes unrounded, 0 to 1.
 
@@ -132,6 +136,31 @@ def step_ranges(sigmas: Sequence[float], size: int) -> list[Exemption]:
         raise ValueError(f"step_ranges: size {size} of {steps} steps; pass at least 1 of each.")
     edges = [math.inf, *(_between(sigmas[i - 1], sigmas[i]) for i in range(size, steps, size)), 0.0]
     return [Exemption(high, low) for high, low in pairwise(edges)]
+
+
+def layer_groups(multiply_adds: Mapping[str, int], share: float) -> list[Exemption]:
+    """The layers in their order, parted into groups, each at every noise level: what is to be measured one at a time.
+
+    Args:
+        multiply_adds: of each rounded layer in one call.
+        share: of all multiply-adds that a group takes at most, above 0. A layer that takes more is in none.
+    Raises:
+        ValueError: share is not above 0.
+    """
+    if not share > 0.0:
+        raise ValueError(f"precision_plan.layer_groups: share is {share}; pass one above 0.")
+    most = share * sum(multiply_adds.values()) * (1.0 + SLACK)
+    groups: list[list[str]] = [[]]
+    spent = 0
+    for layer, cost in multiply_adds.items():
+        if not 0 < cost <= most:
+            continue
+        if spent + cost > most:
+            groups.append([])
+            spent = 0
+        groups[-1].append(layer)
+        spent += cost
+    return [Exemption(layers=tuple(group)) for group in groups if group]
 
 
 def choose(

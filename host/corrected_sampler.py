@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..calibration.correctors import DRIFT
-from ..calibration.layer_fields import described
 from ..core.match import Map, MomentMatcher
 from ..core.plan import Plan
 from ..core.solvers import run
@@ -69,10 +68,11 @@ class CorrectedSampler:
             messages.add(ours.advice)
         log_mismatches(ours.stats.provenance, guider, name, ours.weights, messages)
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        inside = ours.inside(guider.model_patcher)
+        inside = ours.inside(guider.model_patcher, messages)
         if inside is not None:
             extra_args = around_network(extra_args, inside)
-            messages.info(f"{described(inside.layers)}, strength {ours.strength:g}.")
+            for words in ours.inside_words():
+                messages.info(words)
         if ours.inside_alone:
             return self.plain(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
         try:

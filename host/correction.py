@@ -13,11 +13,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..calibration.correctors import CORRECTORS, DRIFT, Corrector
+from ..calibration.layer_fields import described
 from ..calibration.state_map import StateMap
 from ..calibration.statistics import Channels, Kind, QDriftStatistics
 from ..core.gain_formulas import PathName, Rule
 from ..core.match import Map
 from ..core.plan import Bias, Plan, Variance, make_plan
+from .acting_plan import ActingPlan, Around, check_reachable, nested
 from .messages import NOWHERE, Messages, NodeId
 from .network_layers import ActingLayers
 from .protocols import ModelSampling
@@ -93,6 +95,8 @@ class Correction:
         """What the statistics would have to hold; empty if they do."""
         if self._kind.layers and self.stats.layers is None:
             return "these statistics hold no layer correction for it"
+        if self._kind.plan and self.stats.plan is None:
+            return "these statistics hold no precision plan, which a calibration finds whose budget is above 0"
         return (
             "" if self._kind.maps is None or self._known_maps() is not None else "these statistics hold no maps for it"
         )
@@ -170,23 +174,38 @@ class Correction:
     @property
     def inside_alone(self) -> bool:
         """Whether nothing is done to the sampler's steps, so that any sampler will do."""
-        return self._kind.layers and self._kind.maps is None and not self._kind.drift
+        return self._kind.maps is None and not self._kind.drift and self.bias == "off"
 
-    def inside(self, model: ModelPatcher) -> ActingLayers | None:
+    def inside(self, model: ModelPatcher, messages: Messages | None = None) -> Around | None:
         """What is done in each call of a patcher's network, for `around_network`.
 
+        Args:
+            messages: told where the precision plan finds nothing to change.
         Raises:
             ValueError: the network cannot be corrected with these statistics.
         """
-        if not self._kind.layers or self.stats.layers is None:
-            return None
-        acting = ActingLayers(self.node, self.stats.layers, self.strength)
-        acting.check(model)
+        plan = layers = None
         window, sampling = self.window, model.get_model_object("model_sampling")
-        if (window.start_percent, window.end_percent) != (0.0, 1.0):
-            percents = window.start_percent, window.end_percent
-            acting = acting.within(*(float(sampling.percent_to_sigma(percent)) for percent in percents))
-        return acting
+        whole = (window.start_percent, window.end_percent) == (0.0, 1.0)
+        high, low = (float(sampling.percent_to_sigma(each)) for each in (window.start_percent, window.end_percent))
+        if self.stats.plan is not None:
+            check_reachable(self.node, model)
+            plan = ActingPlan(self.stats.plan.plan, messages)
+            plan = plan if whole else plan.within(high, low)
+        if self._kind.layers and self.stats.layers is not None:
+            layers = ActingLayers(self.node, self.stats.layers, self.strength)
+            layers.check(model)
+            layers = layers if whole else layers.within(high, low)
+        return nested(plan, layers)
+
+    def inside_words(self) -> list[str]:
+        """What `inside` does, a sentence each."""
+        words = []
+        if self.stats.plan is not None:
+            words.append(f"precision plan: {self.stats.plan.describe()}.")
+        if self._kind.layers and self.stats.layers is not None:
+            words.append(f"{described(self.stats.layers)}, strength {self.strength:g}.")
+        return words
 
     def drawn_at(self, model_sampling: ModelSampling) -> Variance | None:
         """Variance of the noise that a stochastic bias correction draws, of each channel; None where none is drawn."""

@@ -73,7 +73,7 @@ class PrecisionRun:
         self._calls += 1
         with ExitStack() as entered:
             if self._rounding and not self._products:
-                entered.enter_context(_counted(self._rounding, self._products))
+                entered.enter_context(counted(self._rounding, self._products))
             changes = bool(entered.enter_context(unrounded(wanted)))
             if changes:
                 self._changed += 1
@@ -113,7 +113,7 @@ class PrecisionRun:
 
 
 @contextmanager
-def _counted(layers: Sequence[Switch], products: dict[str, int]) -> Iterator[None]:
+def counted(layers: Sequence[Switch], products: dict[str, int]) -> Iterator[None]:
     """While it is entered, products gets the multiply-adds of these layers, 0 for one that is not called or is not linear."""
 
     def count(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -133,6 +133,21 @@ def trim() -> io.Input:
     )
 
 
+def budget() -> io.Input:
+    return io.Float.Input(
+        "budget",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        round=0.01,
+        optional=True,
+        tooltip="For models that round activations (nvfp4, mxfp8, int8, W4A4): share of the network's multiply-adds that may run with "
+        "unrounded activations, 0.1 for a tenth. The calibration measures which steps and layers gain most by that, about 40 more "
+        "runs of the quantized model, and finds all corrections under that plan. 0: no plan.",
+    )
+
+
 def filename(default: str) -> io.Input:
     return io.String.Input(
         "filename",

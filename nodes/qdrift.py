@@ -27,7 +27,8 @@ def options() -> list[io.Input]:
             default=ADVISED,
             tooltip="advised: what helped on the calibration's held-out runs, or nothing. drift: Q-Drift, for error that acts "
             "as noise. moments: after each step every channel gets full precision's mean and deviation. both: drift and moments. "
-            "layers: subtracts the mean error of each layer's output, inside the network, under any sampler.",
+            "layers: subtracts the mean error of each layer's output, inside the network, under any sampler. plan: the precision plan "
+            "of a calibration with a budget alone; it acts beneath the others as well.",
         ),
         io.Float.Input(
             "strength",

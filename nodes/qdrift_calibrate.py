@@ -53,6 +53,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
                 *_inputs.advanced(
                     [_calibrating.correction(), _mode(), _calibrating.trim(), _calibrating.filename("calibration")]
                 ),
+                *_inputs.advanced([_calibrating.budget()]),
             ],
             outputs=_calibrating.outputs(),
             hidden=[io.Hidden.prompt],
@@ -67,11 +68,16 @@ class GimbalQDriftCalibrate(io.ComfyNode):
     def execute(
         cls, quantized_model, latent, cfg, sampler_name, scheduler, steps, runs, first_seed, held_out, prompts,
         negative_prompt, correction, mode, trim, filename, full_model=None, sigmas=None, positive=None, negative=None,
-        clip=None,
+        clip=None, budget=0.0,
     ) -> io.NodeOutput:  # fmt: skip
         widgets = {"cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler, "steps": steps, "runs": runs}
         widgets |= {"first_seed": first_seed, "held_out": held_out, "prompts": prompts, "mode": mode, "trim": trim}
-        widgets |= {"negative_prompt": negative_prompt, "correction": correction, "filename": filename}
+        widgets |= {
+            "negative_prompt": negative_prompt,
+            "correction": correction,
+            "filename": filename,
+            "budget": budget,
+        }
         before = output_tracking.deleted_count(cls.NAME, widgets)
         quantized = checked(cls.NAME, "quantized_model", quantized_model)
         reference, names = "", [name_of(cls, quantized_model, "quantized_model")] * 2
@@ -101,7 +107,7 @@ class GimbalQDriftCalibrate(io.ComfyNode):
         )
         models = ModelPair(full, full_model, quantized_model, full_key(full, keys[0], schedule), keys[1])
         layers = worthwhile(cls.NAME, correction, full_model, quantized_model)
-        settings = Settings(correction, held_out, trim or None, mode == MODES[1], layers)
+        settings = Settings(correction, held_out, trim or None, mode == MODES[1], layers, budget)
         total = (runs + held_out + settings.model_runs(runs)) * schedule.steps
         widths = place_widths(full_model) if layers else 0
         store = store_for(cls.NAME, models.full_key, full.channels, schedule, planned, widths)

@@ -123,6 +123,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
                 _calibrating.correction(),
                 *_inputs.advanced([_calibrating.trim()]),
                 _calibrating.filename("calibration"),
+                *_inputs.advanced([_calibrating.budget()]),
             ],
             outputs=_calibrating.outputs(),
             hidden=[io.Hidden.prompt],
@@ -149,10 +150,10 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
     @classmethod
     def execute(
         cls, quantized_model, trajectory, prompts, negative_prompt, correction, trim, filename, positive=None,
-        negative=None, clip=None,
+        negative=None, clip=None, budget=0.0,
     ) -> io.NodeOutput:  # fmt: skip
         widgets = {"trajectory": trajectory, "prompts": prompts, "negative_prompt": negative_prompt}
-        widgets |= {"correction": correction, "trim": trim, "filename": filename}
+        widgets |= {"correction": correction, "trim": trim, "filename": filename, "budget": budget}
         before = output_tracking.deleted_count(cls.NAME, widgets)
         folder = qdrift_folder.trajectory_path(cls.NAME, trajectory)
         header, full, schedule = recorded(folder)
@@ -179,7 +180,7 @@ class GimbalQDriftCalibrateFrom(io.ComfyNode):
         models = ModelPair(full, None, quantized_model, header["key"], key)
         fitted = list(planned[: len(planned) - header["held_out"]])
         layers = recorded_layers(cls.NAME, correction, store, fitted, quantized_model)
-        settings = Settings(correction, header["held_out"], trim or None, layers=layers)
+        settings = Settings(correction, header["held_out"], trim or None, layers=layers, budget=budget)
         total = settings.model_runs(len(fitted)) * schedule.steps
         progress = Progress(cls.NAME, unique_id(cls), total)
         origin = {

@@ -85,6 +85,10 @@ class PairedSampler:
         other.labels, other._x = self.calibration_draw(runs, HELD_OUT)
         return other
 
+    def full_from(self, labels: Tensor, x: Tensor) -> Tensor:
+        """Full precision's latents from these classes and first states."""
+        return run(self.plan(), self._denoise(self.full, labels), x)
+
     def rival(self, fit: Callable[[Plan, Denoise, Denoise, Tensor], Sampled]) -> Tensor:
         """Latents, by a rival's way."""
         sample = self._calibrate(("rival", fit), RUNS, lambda: partial(fit, self.plan()))

@@ -1,9 +1,10 @@
-"""Steps with unrounded activations: what a precision plan gives back, alone and beside layer correction and moment matching."""
+"""Unrounded activations in some steps or layers: what a precision plan gives back, alone and beside layer correction and
+moment matching."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from gimbal.core import places
 from gimbal.core.layer_correction import LayerOffsets, Layout
 from gimbal.core.layer_estimate import ClosedLoop, OutputMeans, even_groups, offsets
 from gimbal.core.place_hooks import acting, observing
+from gimbal.core.precision_plan import PrecisionPlan, first_and_last
 from gimbal.core.run_means import RunMeans
 from gimbal.core.solvers import run
 
-from . import calibrate
+from . import calibrate, planning
 from .calibrate import Denoise
 from .formats import HEAVY, RoundedLinear
 from .paired_sampler import RUNS, PairedSampler
@@ -26,15 +28,16 @@ GROUPS = 4  # of steps, as the calibration has them
 BRANCHES = [0, 1]  # cond and uncond
 FORMATS = (HEAVY[2], HEAVY[0])
 LAYERS = "layers and moments"
-Plan = tuple[int, int]  # numbers of first and of last steps
+BUDGET = 0.1  # share of the rounded layers' multiply-adds
+Steps = tuple[int, int]  # numbers of first and of last steps
 
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A setting's quantized model with `plan`, the numbers of first and last steps that see unrounded activations."""
+    """A setting's quantized model under `plan`."""
 
     sampler: PairedSampler
-    plan: Plan
+    plan: PrecisionPlan
 
     def sample(self, correction: tuple[LayerOffsets, Sequence[calibrate.Map]] | None = None) -> Tensor:
         """Latents (samples, C, h, w)."""
@@ -81,14 +84,14 @@ class Planned:
         return self._model(self.sampler.full, labels, around)
 
     def _quantized(self, labels: Tensor, around: Callable) -> Denoise:
-        first, last = self.plan
-        steps, network = len(self.sampler.sigmas) - 1, self.sampler.quantized.network
-        return self._model(
-            self.sampler.quantized,
-            labels,
-            around,
-            lambda level: unrounded(network) if level < first or level >= steps - last else None,
-        )
+        network, sigmas = self.sampler.quantized.network, self.sampler.sigmas
+        names = [name for name, each in network.named_modules() if isinstance(each, RoundedLinear)]
+
+        def plan(level: int) -> AbstractContextManager[None] | None:
+            chosen = self.plan.unrounded(sigmas[level], names)
+            return unrounded(network, chosen) if chosen else None
+
+        return self._model(self.sampler.quantized, labels, around, plan)
 
     def _model(self, subject: Subject, labels: Tensor, *around: Callable) -> Denoise:
         """around: each gives, for a step, what its call is made in, or None."""
@@ -104,9 +107,10 @@ class Planned:
 
 
 @contextmanager
-def unrounded(network: nn.Module) -> Iterator[None]:
-    """While it is entered, the simulated quantized layers see activations in full precision."""
-    layers = [(each, each.activation_bits) for each in network.modules() if isinstance(each, RoundedLinear)]
+def unrounded(network: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """While it is entered, the simulated quantized layers of these names see activations in full precision."""
+    chosen = (network.get_submodule(name) for name in names)
+    layers = [(each, each.activation_bits) for each in chosen if isinstance(each, RoundedLinear)]
     try:
         for each, _ in layers:
             each.activation_bits = None
@@ -120,8 +124,8 @@ def unrounded(network: nn.Module) -> Iterator[None]:
 class Method:
     """plan: of the samples. calibrated: that of the calibration of layers and moments; None: no such correction."""
 
-    plan: Plan
-    calibrated: Plan | None = None
+    plan: Steps
+    calibrated: Steps | None = None
 
     @property
     def name(self) -> str:
@@ -132,14 +136,49 @@ class Method:
         return f"{steps}; {LAYERS}{'' if self.calibrated == self.plan else ' found without the plan'}"
 
     def make(self, bench: Bench, sampler: PairedSampler) -> Tensor:
-        correction = None if self.calibrated is None else Planned(sampler, self.calibrated).calibrated()
-        return Planned(sampler, self.plan).sample(correction)
+        correction = None if self.calibrated is None else _by_hand(sampler, self.calibrated).calibrated()
+        return _by_hand(sampler, self.plan).sample(correction)
+
+    def spends(self, steps: int) -> str:
+        """The share of the rounded multiply-adds: all layers are unrounded in such a step, and every step costs the same."""
+        return f"{100 * sum(self.plan) / steps:.3g} %"
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A plan that measurements chose under BUDGET. corrected: also layers and moments, found under it."""
+
+    corrected: bool
+
+    @property
+    def name(self) -> str:
+        return f"measured, at most {100 * BUDGET:.3g} %{f'; {LAYERS}' if self.corrected else ''}"
+
+    def make(self, bench: Bench, sampler: PairedSampler) -> Tensor:
+        def sample(plan: PrecisionPlan, labels: Tensor, x: Tensor) -> Tensor:
+            return run(sampler.plan(), Planned(sampler, plan)._quantized(labels, lambda level: None), x)
+
+        found = Planned(sampler, planning.find(sampler, BUDGET, sample))
+        return found.sample(found.calibrated() if self.corrected else None)
+
+    def spends(self, steps: int) -> str:
+        return f"at most {100 * BUDGET:.3g} %"
+
+
+def _by_hand(sampler: PairedSampler, steps: Steps) -> Planned:
+    return Planned(sampler, first_and_last(sampler.sigmas, *steps) if any(steps) else PrecisionPlan())
 
 
 NONE = (0, 0)
 ALONE = ((1, 0), (2, 0), (3, 0), (5, 0), (0, 1), (0, 3), (3, 3), (20, 0))
 BESIDE = (NONE, (1, 0), (2, 0), (3, 0))
-PLANS = (*map(Method, ALONE), *(Method(plan, plan) for plan in BESIDE), Method((3, 0), NONE))
+PLANS: tuple[Method | Budgeted, ...] = (
+    *map(Method, ALONE),
+    *(Method(plan, plan) for plan in BESIDE),
+    Method((3, 0), NONE),
+    Budgeted(False),
+    Budgeted(True),
+)
 
 
 def rows(kind: str) -> Iterator[QuantizedRow]:

@@ -21,7 +21,7 @@ def tables(parts: dict[str, Part]) -> dict[str, str]:
 def _table(part: Part, kind: str) -> str:
     """Against the quantized model without a plan, seed by seed; the share of the rounded multiply-adds made unrounded."""
 
-    def change(pair: tuple[p.Method, QuantizedRow], measure: str) -> str:
+    def change(pair: tuple[p.Method | p.Budgeted, QuantizedRow], measure: str) -> str:
         row = pair[1]
         plain = name(row.setting, row.form, PLAIN)
         return times(part.log_change(row.name, plain, measure))
@@ -33,7 +33,6 @@ def _table(part: Part, kind: str) -> str:
         [(method, row) for method, row in found if row.name in part],
         ("format", lambda pair: pair[1].form.name),
         ("steps with unrounded activations; correction", lambda pair: pair[0].name),
-        # All layers are unrounded in such a step, and every step costs the same.
-        ("multiply-adds unrounded", lambda pair: f"{100 * sum(pair[0].plan) / setting.steps:.3g} %"),
+        ("multiply-adds unrounded", lambda pair: pair[0].spends(setting.steps)),
         *[(f"{label} to full precision", partial(change, measure=measure)) for measure, label in NEAR.items()],
     )

@@ -25,6 +25,7 @@ from .layers import with_layers
 from .matching import with_maps
 from .measuring import measure
 from .model_pair import ModelPair
+from .planning import with_plan
 from .recording import Progress
 from .resume import Resume, fitted_name
 from .sampling_runs import CalibrationRun, Schedule
@@ -59,7 +60,9 @@ class Calibration:
         plan = _plan(node, models, schedule, settings)
         split = len(runs) - settings.held_out
         measured, held_out = tuple(runs[:split]), tuple(runs[split:])
-        key = identity.digest("3", models.full_key, models.quantized_key, settings.trim, identity.environment())
+        key = identity.digest(
+            "4", models.full_key, models.quantized_key, settings.trim, settings.budget, identity.environment()
+        )
         resume = Resume(node, key, fitted_name(measured, settings.correction))
         held_out = () if plan is None else held_out
         self.task = Task(node, models, schedule, measured, held_out, settings, plan, resume, progress)
@@ -74,6 +77,7 @@ class Calibration:
         Raises:
             ValueError: the models, the sampler or the file cannot be calibrated with; says why.
         """
+        self.task = with_plan(self.task, store)
         results = measure(self.task, store)
         self.residuals = residuals(results)
         found = self._statistics(results)
@@ -108,7 +112,8 @@ class Calibration:
             **identity.environment(),
             **self._origin,
         )
-        return QDriftStatistics.from_runs(results[0].levels, [result.moments for result in results], provenance)
+        found = QDriftStatistics.from_runs(results[0].levels, [result.moments for result in results], provenance)
+        return found if task.precision is None else replace(found, plan=task.precision)
 
 
 def residuals(results: Sequence[RunMoments]) -> list[Residual]:

@@ -20,6 +20,7 @@ from ...core.layer_estimate import ClosedLoop, even_groups, offsets
 from ...core.place_hooks import acting
 from ...core.places import Place
 from ...core.run_means import RunMeans
+from ..acting_plan import nested
 from ..network_layers import place_fault
 from ..protocols import SampledModel
 from ..sampling.hooks import NetworkCall, around_network
@@ -135,7 +136,7 @@ class _Search:
         def sampler(
             model: SampledModel, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **options: Any
         ) -> Tensor:
-            inside = around_network(extra_args or {}, correct)
+            inside = around_network(extra_args or {}, nested(task.inside, correct) or correct)
             return stock.sampler_function(model, x, sigmas, extra_args=inside, **options)
 
         corrected = comfy.samplers.KSAMPLER(sampler, dict(stock.extra_options), dict(stock.inpaint_options))

@@ -19,8 +19,8 @@ from ...calibration.validate import map_fault
 from ...core.plan import Plan
 from ...core.shapes import to_float64
 from ...core.solvers import Stepper
+from ..acting_plan import Around
 from ..correction import Correction, noise_sources
-from ..network_layers import ActingLayers
 from ..protocols import SampledModel
 from ..sampling.hooks import around_network
 from .sampling_runs import CalibrationRun, sample
@@ -84,7 +84,7 @@ def _map(task: Task, kind: str, statistics: QDriftStatistics, wanted: Sequence[S
 class _QuantizedRun:
     """A run whose steps are samplings of their own, as runs that go on together differ in their prompts."""
 
-    def __init__(self, task: Task, run: CalibrationRun, plan: Plan, inside: ActingLayers | None):
+    def __init__(self, task: Task, run: CalibrationRun, plan: Plan, inside: Around | None):
         self._task, self._run, self._plan, self._inside = task, run, plan, inside
         self._stepper: Stepper | None = None
 

@@ -33,6 +33,10 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
         task.progress.skip((len(task.held_out) - len(untried)) * task.schedule.steps)  # recorded and tried before
     if full is not None and task.settings.interleaved:
         for i, run in left:
+            if store.holds(run_name(run)) and (watch is None or store.holds_means(run_name(run))):
+                task.progress.skip(task.schedule.steps)
+                done[i] = _replayed(task, store, done, i)
+                continue
             found = record_one(task.node, full, task.schedule, run, f"run {i + 1}", task.progress, watch)
             if found.means is not None:
                 store.put_means(run_name(run), found.means)
@@ -44,9 +48,8 @@ def measure(task: Task, store: TrajectoryStore) -> list[RunMoments]:
             record_all(task.node, full, task.schedule, [run for _, run in left], store, task.progress, watch)
             record_all(task.node, full, task.schedule, untried, store, task.progress)
             comfy.model_management.unload_all_models()
-        for i, run in left:
-            name = run_name(run)
-            done[i] = _measured(task, done, i, store.calls(name), store.final(name), store.length(name))
+        for i, _ in left:
+            done[i] = _replayed(task, store, done, i)
     return [done[i] for i in range(len(task.runs))]
 
 
@@ -66,6 +69,12 @@ def _resumed(task: Task, store: TrajectoryStore) -> dict[int, RunMoments]:
     return done
 
 
+def _replayed(task: Task, store: TrajectoryStore, done: Mapping[int, RunMoments], i: int) -> RunMoments:
+    """From full precision's run in the store."""
+    name = run_name(task.runs[i])
+    return _measured(task, done, i, store.calls(name), store.final(name), store.length(name))
+
+
 def _measured(
     task: Task, done: Mapping[int, RunMoments], i: int, calls: Iterable[ModelCall], final: Tensor, length: int
 ) -> RunMoments:
@@ -83,7 +92,7 @@ def _measured(
         met += 1
         task.progress.at(met * task.schedule.steps // length)
 
-    replay(task.node, task.models.quantized, task.schedule, run, calls, on_call)
+    replay(task.node, task.models.quantized, task.schedule, run, calls, on_call, task.inside)
     if task.plan is not None:
         result.add_state(final)
     _check(task, run, result, done)

@@ -41,6 +41,11 @@ class Progress:
         """What stays on the node. The log has it already."""
         on_node(NodeId(self.node_id), words)
 
+    def grow(self, parts: int) -> None:
+        """More is to be done than was known."""
+        self.total += parts
+        self._bar.total = self.total
+
     def at(self, part: int) -> None:
         """This much of the present part is done."""
         self._bar.update_absolute(self._done + part)

@@ -52,6 +52,13 @@ class Resume:
         """scale and shift, (steps, channels) each."""
         return self._usable(lambda: resume_parts.load_map(self._map(kind), steps, channels))
 
+    def save_error(self, run: CalibrationRun, number: int, error: float) -> None:
+        """What a candidate of the precision plan leaves of a run's error."""
+        resume_parts.save(self._error(run, number), {"error": torch.tensor([error], dtype=torch.float64)})
+
+    def load_error(self, run: CalibrationRun, number: int) -> float | None:
+        return self._usable(lambda: resume_parts.load_error(self._error(run, number)))
+
     def save_layers(self, runs: RunMeans) -> None:
         tensors = {"count": torch.tensor([runs.count], dtype=torch.int64), "mean": runs.mean, "m2": runs.m2}
         resume_parts.save(self._layers(), tensors)
@@ -91,6 +98,9 @@ class Resume:
 
     def _layers(self) -> Path:
         return self.folder / f"layers_{self.fitted}.partial"
+
+    def _error(self, run: CalibrationRun, number: int) -> Path:
+        return self.folder / f"plan_{run_name(run)}_{number}.partial"
 
     def _trial(self, run: CalibrationRun, candidate: Candidate) -> Path:
         name, strength = candidate

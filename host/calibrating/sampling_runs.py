@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...calibration.trajectories import ModelCall, Trajectory
 from ..protocols import SampledModel
-from ..sampling.hooks import around_network
+from ..sampling.hooks import NetworkCall, around_network
 from .layer_means import PlaceWatch
 
 Conditioning = list
@@ -115,13 +115,20 @@ def replay(
     run: CalibrationRun,
     calls: Iterable[ModelCall],
     on_call: Callable[[ModelCall, Tensor], None],
+    inside: Callable[[NetworkCall], Tensor] | None = None,
 ) -> None:
-    """Ask the quantized model at exactly the recorded states; on_call gets its prediction, on the CPU."""
+    """Ask the quantized model at exactly the recorded states; on_call gets its prediction, on the CPU.
+
+    inside: acts in each call of the network.
+    """
 
     def sampler(model: SampledModel, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, **_: Any) -> Tensor:
+        extra_args = extra_args or {}
+        if inside is not None:
+            extra_args = around_network(extra_args, inside)
         for call in calls:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            denoised = model(call.x.to(x.device), call.sigma.to(x.device), **(extra_args or {})).detach().cpu()
+            denoised = model(call.x.to(x.device), call.sigma.to(x.device), **extra_args).detach().cpu()
             if not bool(denoised.isfinite().all()):
                 raise ValueError(
                     f"{node}: the quantized model predicts NaN or infinity at sigma {float(call.sigma[0]):.4g}, "

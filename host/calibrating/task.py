@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...calibration.correctors import CORRECTORS, found
+from ...calibration.found_plan import FoundPlan
 from ...calibration.trial import PLAIN
 from ...core.plan import Plan
+from ..acting_plan import ActingPlan, Around
 from ..correction import REFUSE
 from ..sampling.stages import Window
 from .model_pair import ModelPair
@@ -38,6 +40,8 @@ class Settings:
         held_out: how many of the runs, the last ones, are kept aside to try corrections on.
         trim: elements of the error further than this many standard deviations from its mean are left out; None: none.
         layers: whether a layer correction is looked for.
+        budget: share of the rounded layers' multiply-adds that a precision plan may take; 0: none is looked for.
+        planned: whether one was found.
         interleaved: the two models by turns, run by run, instead of one after the other.
     """
 
@@ -46,11 +50,13 @@ class Settings:
     trim: float | None = None
     interleaved: bool = False
     layers: bool = False
+    budget: float = 0.0
+    planned: bool = False
 
     @property
     def correctors(self) -> list[str]:
         """Names of the corrections that are found."""
-        return found(maps=self.correction == DRIFT_AND_MOMENTS, layers=self.layers)
+        return found(maps=self.correction == DRIFT_AND_MOMENTS, layers=self.layers, plan=self.planned)
 
     @property
     def candidates(self) -> tuple[tuple[str, float], ...]:
@@ -70,6 +76,7 @@ class Task:
     Attributes:
         runs, held_out: those to measure, and those to try corrections on.
         plan: the sampler's steps; None where it has no corrected form and none is needed.
+        precision: the precision plan under which everything is found; None: none.
     """
 
     node: str
@@ -81,3 +88,9 @@ class Task:
     plan: Plan | None
     resume: Resume
     progress: Progress
+    precision: FoundPlan | None = None
+
+    @property
+    def inside(self) -> Around | None:
+        """For `around_network`: what the precision plan does in a call of the quantized model."""
+        return None if self.precision is None else ActingPlan(self.precision.plan)

@@ -175,7 +175,10 @@ def test_a_part_without_a_checksum_is_refused(tmp_path):
         (("moments", 1e308), r"strength of moments is 1e\+308"),
         (("moments", 10**400), "strength of moments is 1000"),
         (("moments", 0.0), "not above 0"),
-        (("sharpen", 1.0), "'sharpen' is none of drift, moments, both, layers, layers and moments; update Gimbal"),
+        (
+            ("sharpen", 1.0),
+            "'sharpen' is none of drift, moments, both, layers, layers and moments, plan; update Gimbal",
+        ),
         (("plain", 0.0), "none of drift"),
     ],
 )

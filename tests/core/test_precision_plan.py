@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from gimbal.core.precision_plan import Candidate, Exemption, PrecisionPlan, choose, first_and_last, step_ranges
+from gimbal.core.precision_plan import (
+    Candidate,
+    Exemption,
+    PrecisionPlan,
+    choose,
+    first_and_last,
+    layer_groups,
+    step_ranges,
+)
 
 SIGMAS = [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
 CALLS = SIGMAS[:-1]
@@ -46,6 +54,24 @@ def test_ranges_cover_every_step_once():
         ranges = step_ranges(SIGMAS, size)
         found = [[i for i, sigma in enumerate(CALLS) if each.covers(sigma, "a")] for each in ranges]
         assert found == [list(range(i, min(i + size, 5))) for i in range(0, 5, size)]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 1.0])
+def test_groups_of_layers_keep_their_order_and_their_share(share):
+    work = {f"layer{i}": cost for i, cost in enumerate([5, 1, 1, 20, 3, 0, 8, 8, 2, 12])}
+    groups = layer_groups(work, share)
+    names = [name for group in groups for name in group.layers]
+    most = share * sum(work.values())
+    assert names == [name for name, cost in work.items() if 0 < cost <= most]
+    assert all(sum(work[name] for name in group.layers) <= most for group in groups)
+    assert all(group.covers(sigma, group.layers[0]) for group in groups for sigma in CALLS)
+    for group, following in itertools.pairwise(groups):  # none could have taken the next one's first layer
+        assert sum(work[name] for name in (*group.layers, following.layers[0])) > most
+
+
+def test_levels_at_which_a_plan_acts():
+    plan = PrecisionPlan((Exemption(0.9, 0.5), Exemption(0.3, 0.1, ("a",))))
+    assert [plan.acts_at(sigma) for sigma in CALLS] == [False, True, True, False, True]
 
 
 def test_layers_alone():

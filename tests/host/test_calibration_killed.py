@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 pytestmark = pytest.mark.usefixtures("folders")
 
-STEPS, RUNS, HELD_OUT, POINTS = 2, 2, 1, 20
+STEPS, RUNS, HELD_OUT, POINTS = 2, 2, 1, 10  # of each mode
 GIVEN = {"steps": STEPS, "runs": RUNS, "held_out": HELD_OUT, "correction": "drift and moments"}
 
 
@@ -44,11 +44,15 @@ def counting(model, calls):
 
 @pytest.fixture
 def watched(tiny, twin, calibrate):
-    """`watched(calls, mode)`: a calibration whose network calls are counted; the path of its file."""
+    """`watched(calls, mode, budget)`: a calibration whose network calls are counted; the path of its file.
 
-    def watched(calls, mode):
-        full, quantized = (counting(model, calls) for model in (tiny.model("sd3"), twin("sd3")))
-        return calibrate(full_model=full, quantized_model=quantized, mode=mode, **GIVEN)[2]
+    With a budget the quantized model is one that rounds activations, and a precision plan is found.
+    """
+
+    def watched(calls, mode, budget):
+        quantized = tiny.quantized("sd3") if budget else twin("sd3")
+        full, quantized = (counting(model, calls) for model in (tiny.model("sd3"), quantized))
+        return calibrate(full_model=full, quantized_model=quantized, mode=mode, budget=budget, **GIVEN)[2]
 
     return watched
 
@@ -71,19 +75,22 @@ def killed(run, call):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("mode", ["two passes", "interleaved"])
-def test_killed_at_points_over_all_of_it(watched, folders, mode):
+@pytest.mark.parametrize(
+    "mode, budget, points",
+    [("two passes", 0.0, POINTS), ("interleaved", 0.0, POINTS), ("two passes", 0.5, POINTS // 2)],
+)
+def test_killed_at_points_over_all_of_it(watched, folders, mode, budget, points):
     whole = Calls()
-    path = watched(whole, mode)
+    path = watched(whole, mode, budget)
     tensors, metadata = contents(path)
     assert "layer_offset" in tensors and "state_scale_layers" in tensors and '"seen"' in metadata["trial"]
+    assert ("precision_plan" in metadata) == bool(budget)
     os.unlink(path)
-    points = POINTS // 2  # the other half in the other mode
     for call in sorted({2 + round(i * (whole.made - 2) / (points - 1)) for i in range(points)}):
-        assert killed(lambda calls: watched(calls, mode), call), call
+        assert killed(lambda calls: watched(calls, mode, budget), call), call
         assert not list(folders.glob("*.safetensors"))
         again = Calls()
-        path = watched(again, mode)
+        path = watched(again, mode, budget)
         found, words = contents(path)
         assert set(found) == set(tensors)
         apart = {name: float((found[name].double() - t.double()).abs().max()) for name, t in tensors.items()}
