@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from gimbal.calibration import found_plan
 from gimbal.calibration.correctors import found
 from gimbal.calibration.found_plan import FoundPlan
