@@ -104,7 +104,7 @@ class QDriftStatistics:
                 "pass one for each sigma in each run."
             )
         alone = torch.stack([torch.stack([moments.conditional_variance() for moments in run]) for run in runs])
-        state: dict[str, Tensor] = {}
+        state = {"run_variance": alone.float()}
         if state_map is not None:
             state["state_sigma"] = torch.as_tensor(state_map[0], dtype=torch.float64, device="cpu")
             state["state_scale"], state["state_shift"] = (part.to("cpu", torch.float32) for part in state_map[1:])
@@ -113,18 +113,7 @@ class QDriftStatistics:
                 part.to("cpu", torch.float32) for part in drift_map
             )
         count, mean, m2 = stacked(merged(runs))
-        return cls(
-            levels,
-            count,
-            mean,
-            m2,
-            provenance,
-            layers=None,
-            plan=None,
-            trial=None,
-            run_variance=alone.float(),
-            **state,
-        )
+        return cls(levels, count, mean, m2, provenance, layers=None, plan=None, trial=None, **state)
 
     @property
     def channels(self) -> int:
