@@ -39,6 +39,7 @@ from evidence import (
     samg,
     sheets,
     subjects,
+    subsets,
     table,
 )
 
@@ -50,6 +51,7 @@ QUANTIZED = {  # part -> its rows, and the model's kind
     **{f"{part}-{kind}": (rows, kind) for part, rows in quantization.PARTS.items() for kind in subjects.SETTINGS},
     posters.KIND: (posters.rows, posters.KIND),
     **{f"precision-{kind}": (precision.rows, kind) for kind in precision_report.KINDS},
+    subsets.PART: (subsets.rows, subsets.KIND),
 }
 SEEDS = 5
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full

@@ -19,11 +19,13 @@ from . import (
     quantization_report,
     samg_report,
     subjects,
+    subsets,
+    subsets_report,
 )
 from .table import TITLES, Part, markdown, tabulate
 
 QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in subjects.SETTINGS)
-PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND, *precision_report.PARTS)
+PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND, *precision_report.PARTS, subsets.PART)
 BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -51,6 +53,7 @@ def tables(folder: Path) -> dict[str, str]:
         **quantization_report.tables(quantized),
         **posters_report.tables(parts),
         **precision_report.tables(parts),
+        **subsets_report.tables(parts[subsets.PART]),
         "float32": _precision(parts),
     }
     return {name: table for name, table in found.items() if table}
