@@ -19,7 +19,7 @@ SETTING = SETTINGS[KIND][0]
 FORMATS = (HEAVY[0], HEAVY[2])
 CORRECTIONS = (DRIFT, MOMENTS, LAYERS)
 POOL = 20  # runs to choose from
-SIZES = (1, 2, 3, 5)
+SIZES = (1, 3, 5)
 RANDOM, MOST, LEAST, ERROR = "at random", "largest deviation", "least deviation", "largest error"
 
 
