@@ -1,14 +1,17 @@
 """Choosing a calibration's runs by stress, and what a poster's coarsest forms and grain are."""
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from evidence import calibrate, formats, halves_sheet, paired_sampler, stress, subjects, subsets
+from evidence import calibrate, files, formats, halves_sheet, paired_sampler, stress, subjects, subsets
 
 from gimbal.core.solvers import make_plan, run
 
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence" / "results"
 SIGMAS = [1.0, 0.6, 0.3, 0.0]
 OFFSETS = torch.tensor([0.1, -0.3, 0.0, 0.2])  # of each run's output
 
@@ -102,3 +105,23 @@ def test_coarsest_forms_and_grain_are_their_frequencies_alone():
 @pytest.mark.parametrize(("values", "place"), [([5.0, 1.0, 3.0], 2), ([4.0, 1.0, 2.0, 3.0], 3)])
 def test_the_poster_shown_is_the_median(values, place):
     assert halves_sheet.median(torch.tensor(values)) == place
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "seeds"),
+    [(files.PART, files.rows(files.KIND), files.SEEDS), (subsets.PART, subsets.rows(subsets.KIND), subsets.SEEDS)],
+)
+def test_every_row_is_stored(part, rows, seeds):
+    """So that the report is written without a ComfyUI that reads these files."""
+    paths = sorted(RESULTS.glob(f"{part}-seed*.json"))
+    assert len(paths) == seeds
+    names = [row.name for row in rows]
+    for path in paths:
+        assert list(json.loads(path.read_text(encoding="utf-8"))["runs"]) == names
+
+
+def test_a_file_is_measured_as_loaded():
+    """In float32, by the ComfyUI that reads it."""
+    for path in RESULTS.glob(f"{files.PART}-seed*.json"):
+        about = json.loads(path.read_text(encoding="utf-8"))["about"]
+        assert about["precision"] == "float32" and tuple(map(int, about["comfyui"].split("."))) >= (0, 33, 0)

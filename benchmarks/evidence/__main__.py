@@ -60,6 +60,7 @@ QUANTIZED = {  # part -> its rows, and the model's kind
 }
 SEEDS = 5
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
+FEWER_SEEDS = {files.PART: files.SEEDS, subsets.PART: subsets.SEEDS}
 
 
 def arguments() -> argparse.Namespace:
@@ -138,7 +139,7 @@ def seeds_of(part: str, full: bool) -> int:
     rows, kind = QUANTIZED[part]
     if not full:
         return SEEDS if any(row.quick for row in rows(kind)) else 0
-    return MORE_SEEDS if rows in (quantization.rows, precision.rows) else SEEDS
+    return MORE_SEEDS if rows in (quantization.rows, precision.rows) else FEWER_SEEDS.get(part, SEEDS)
 
 
 def in_processes(typed: list[str], jobs: int) -> int:

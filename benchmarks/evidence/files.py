@@ -22,6 +22,7 @@ FOLDER = ROOT / ".dev" / "evidence" / "formats"
 KIND = "flow"
 PART = f"formats-{KIND}"
 SETTING = subjects.SETTINGS[KIND][0]
+SEEDS = 4
 CORRECTED = (MOMENTS, LAYERS, LAYERS_AND_MOMENTS, ADVISED)
 
 

@@ -16,6 +16,7 @@ from .subjects import SETTINGS
 KIND = "flow"
 PART = f"subsets-{KIND}"
 SETTING = SETTINGS[KIND][0]
+SEEDS = 4
 FORMATS = (HEAVY[0], HEAVY[2])
 CORRECTIONS = (DRIFT, MOMENTS, LAYERS)
 POOL = 20  # runs to choose from
