@@ -106,7 +106,14 @@ def test_gguf_is_off_by_its_rounding(model, tmp_path, name, low, high):
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("nvfp4", 0.07, 0.12), ("mxfp8", 0.02, 0.035), ("int8", 0.008, 0.016)]
+    ("name", "low", "high"),
+    [
+        ("nvfp4", 0.07, 0.12),
+        ("mxfp8", 0.02, 0.035),
+        ("int8", 0.008, 0.016),
+        ("convrot_w4a4", 0.1, 0.16),
+        ("asym_w4a8", 0.05, 0.1),
+    ],
 )
 def test_the_kitchens_formats_are_off_by_their_rounding(model, tmp_path, name, low, high):
     tensor = pytest.importorskip("comfy_kitchen.tensor", reason="the package comfy-kitchen is not installed")
@@ -115,13 +122,16 @@ def test_the_kitchens_formats_are_off_by_their_rounding(model, tmp_path, name, l
     source, weights = model
     twin = formats.make(source, name, tmp_path / "twin.safetensors")
     made = load_file(twin.path)
-    algorithm = {"int8": "int8_tensorwise"}.get(name, name)
+    algorithm = {"int8": "int8_tensorwise", "asym_w4a8": "asym_w4a8_int8"}.get(name, name)
+    names = {"nvfp4": {"scale": "scale_2", "block_scale": "scale"}}  # in the file, of what a layout calls otherwise
+    names["asym_w4a8"] = {"scale": "s_rel", "s_channel": "s_channel", "codebook": "codebook"}
+    rotated = {"convrot_groupsize": 64} if name in ("convrot_w4a4", "asym_w4a8") else {}
     for key in twin.quantized:
-        assert json.loads(bytes(made[f"{layers.layer(key)}.comfy_quant"].tolist())) == {"format": algorithm}
+        stated = json.loads(bytes(made[f"{layers.layer(key)}.comfy_quant"].tolist()))
+        assert stated == {"format": algorithm, **rotated}
         layout = tensor.get_layout_class(kitchen.ALGORITHMS[algorithm][0])
-        scales = {"scale": made.get(f"{key}_scale_2", made[f"{key}_scale"])}
-        if name == "nvfp4":
-            scales["block_scale"] = made[f"{key}_scale"]
+        scales = {ours: made[f"{key}_{theirs}"] for ours, theirs in names.get(name, {"scale": "scale"}).items()}
+        scales |= rotated
         params = layout.Params(**scales, orig_dtype=torch.float32, orig_shape=tuple(weights[key].shape))
         found = layout.dequantize(made[key], params)
         off = float((found - weights[key].float()).norm() / weights[key].float().norm())

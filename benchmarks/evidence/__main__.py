@@ -14,7 +14,7 @@ import argparse
 import signal
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,6 +23,9 @@ import torch
 
 from evidence import (
     figures,
+    files,
+    halves,
+    halves_sheet,
     judge,
     model,
     paired_sampler,
@@ -39,6 +42,7 @@ from evidence import (
     samg,
     sheets,
     subjects,
+    subsets,
     table,
 )
 
@@ -50,9 +54,13 @@ QUANTIZED = {  # part -> its rows, and the model's kind
     **{f"{part}-{kind}": (rows, kind) for part, rows in quantization.PARTS.items() for kind in subjects.SETTINGS},
     posters.KIND: (posters.rows, posters.KIND),
     **{f"precision-{kind}": (precision.rows, kind) for kind in precision_report.KINDS},
+    subsets.PART: (subsets.rows, subsets.KIND),
+    files.PART: (files.rows, files.KIND),
+    halves.PART: (halves.rows, posters.KIND),
 }
 SEEDS = 5
 MORE_SEEDS = 7  # of the main rows of quantized models, with --full
+FEWER_SEEDS = {files.PART: files.SEEDS, subsets.PART: subsets.SEEDS}
 
 
 def arguments() -> argparse.Namespace:
@@ -131,7 +139,7 @@ def seeds_of(part: str, full: bool) -> int:
     rows, kind = QUANTIZED[part]
     if not full:
         return SEEDS if any(row.quick for row in rows(kind)) else 0
-    return MORE_SEEDS if rows in (quantization.rows, precision.rows) else SEEDS
+    return MORE_SEEDS if rows in (quantization.rows, precision.rows) else FEWER_SEEDS.get(part, SEEDS)
 
 
 def in_processes(typed: list[str], jobs: int) -> int:
@@ -158,13 +166,14 @@ def measure(options: argparse.Namespace, network: model.Network, part: str, seed
     """What is lacking of one part and seed."""
     critic, samples, heading = judge.load(KEPT), samples_of(part, options), f"{part}, seed {seed}"
     rows, kind = QUANTIZED.get(part, (None, "flow"))
-    dtype = "float32" if part == "float32" else options.precision
+    dtype = "float32" if part in ("float32", files.PART) else options.precision
     about = runs.about(samples, seed, dtype, subjects.weights(kind))
     results = runs.Results(folder / f"{part}-seed{seed}.json", about)
     if part in QUANTIZED:
-        critic = posters.CellJudge(critic) if part == posters.KIND else critic
+        critic = posters.CellJudge(critic) if kind == posters.KIND else critic
         bench = quantization.Bench(load_models(kind, options.comfyui, options.precision), samples, seed, critic)
-        runs.make(heading, [row for row in rows(kind) if options.full or row.quick], results, bench.measures)
+        measured = partial(halves.measures, bench) if part == halves.PART else bench.measures
+        runs.make(heading, [row for row in rows(kind) if options.full or row.quick], results, measured)
         if options.full and rows is not precision.rows:
             posters.measure_spread(part, bench, results)
     elif part == "real":
@@ -178,7 +187,7 @@ def measure(options: argparse.Namespace, network: model.Network, part: str, seed
 def samples_of(part: str, options: argparse.Namespace) -> int:
     if options.samples:
         return options.samples
-    if part == posters.KIND:
+    if part in (posters.KIND, halves.PART):
         return 10  # each of many letters: every class once
     if part in QUANTIZED:  # more rows, differences within pairs
         return 24 if options.full else 20
@@ -216,6 +225,8 @@ def draw(network: model.Network, parts: dict[str, table.Part], images: Path, opt
         sheets.quantized(load_models(kind, options.comfyui, options.precision), images / f"quantized_{kind}.png")
     if posters_report.has_largest(parts[posters.KIND]):
         sheets.larger(load_models(posters.KIND, options.comfyui, options.precision), images / "posters.png")
+    if parts[halves.PART].names:
+        halves_sheet.draw(load_models(posters.KIND, options.comfyui, options.precision), images / "halves.jpg")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from gimbal.core.layer_correction import LayerOffsets
 from gimbal.core.plan import Plan, Variance, make_plan
 from gimbal.core.solvers import run
 
-from . import bands, calibrate, layers
+from . import bands, calibrate, layers, stress
 from .bands import BandMap
 from .calibrate import Denoise, Map
 from .formats import NumberFormat
 from .layers import PairedRun, Search
+from .stress import Stress
 from .subjects import Setting, Subject, noise
 
 Sampled = Callable[[Denoise, Tensor], Tensor]  # what samples with a model
@@ -52,6 +53,7 @@ class PairedSampler:
         self.labels = setting.labels(samples)
         self._x = self.full.start(noise(samples, seed, setting.canvas), self.sigmas[0])
         self._calibrated: dict[Hashable, object] = {}
+        self._chosen: tuple[Tensor, Tensor] | None = None
 
     def sample(
         self,
@@ -74,7 +76,9 @@ class PairedSampler:
 
     def calibration_draw(self, runs: int = RUNS, again: int = 0) -> tuple[Tensor, Tensor]:
         """Classes (runs,) and first states (runs, C, h, w), on noise that no sample of the evaluation has, other noise and
-        classes for each seed."""
+        classes for each seed. The runs chosen, where they are."""
+        if self._chosen is not None:
+            return self._chosen
         draw = 100_000 + 100 * self.seed + runs + 1_000_000 * again
         labels = self.setting.calibration_labels(runs, torch.Generator().manual_seed(draw))
         return labels, self.full.start(noise(runs, draw, self.setting.canvas), self.sigmas[0])
@@ -88,6 +92,17 @@ class PairedSampler:
     def full_from(self, labels: Tensor, x: Tensor) -> Tensor:
         """Full precision's latents from these classes and first states."""
         return run(self.plan(), self._denoise(self.full, labels), x)
+
+    def calibrated_on(self, chosen: Tensor, pool: int) -> PairedSampler:
+        """The same, whose calibrations all have the runs `chosen`, by their places in a draw of `pool` runs."""
+        labels, x = self.calibration_draw(pool)
+        other = copy(self)
+        other._calibrated, other._chosen = {}, (labels[chosen], x[chosen])
+        return other
+
+    def stress(self, runs: int) -> Stress:
+        """What quantization does to each run of a draw."""
+        return self._calibrate("stress", runs, lambda: partial(stress.measure, self.plan()))
 
     def rival(self, fit: Callable[[Plan, Denoise, Denoise, Tensor], Sampled]) -> Tensor:
         """Latents, by a rival's way."""
@@ -122,7 +137,7 @@ class PairedSampler:
             labels, x = self.calibration_draw(runs)
             each = [
                 PairedRun(x[i : i + 1], *(self._denoise(model, labels[i : i + 1]) for model in self._models))
-                for i in range(runs)
+                for i in range(len(labels))
             ]
             networks = (model.network for model in self._models)
             self._calibrated[search, runs] = layers.find(self.plan(), *networks, each, search)

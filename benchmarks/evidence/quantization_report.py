@@ -133,14 +133,14 @@ def _grid(found: Quantized, methods: Sequence[str], forms: Sequence[NumberFormat
 
     def cell(method: str, at: tuple[Setting, NumberFormat]) -> str:
         changes = [found.changes([at], method, q.PLAIN, measure) for measure in NEAR]
-        return ", ".join(_marked(change) for each in changes for change in each)
+        return ", ".join(marked(change) for each in changes for change in each)
 
     cells = [at for at in found.grid(*forms) if cell(needed, at)]
     columns = [(f"{TITLES[s.kind, s.solver]}, {form.name}", partial(cell, at=(s, form))) for s, form in cells]
     return tabulate([m for m in methods if any(cell(m, at) for at in cells)], ("correction", str), *columns)
 
 
-def _marked(change: Estimate) -> str:
+def marked(change: Estimate) -> str:
     mark = {"better": "**", "worse": "*"}.get(change.word, "")
     return f"{mark}{math.exp(change.mean):.2f}{mark}"
 
@@ -183,7 +183,7 @@ def _advised(found: Quantized) -> str:
     def cell(at: tuple[Setting, NumberFormat], measure: str) -> str:
         (change,) = found.changes([at], q.ADVISED, q.PLAIN, measure)
         factor = math.exp(change.mean)
-        return _marked(change) + (f" (above {HARM:g})" if factor > HARM else "")
+        return marked(change) + (f" (above {HARM:g})" if factor > HARM else "")
 
     cells = [at for at in found.grid(*HEAVY, *MILD) if found.changes([at], q.ADVISED, q.PLAIN, "mse")]
     columns = [(label, partial(cell, measure=measure)) for measure, label in NEAR.items()]

@@ -11,6 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from . import (
+    files,
+    files_report,
+    halves,
+    halves_report,
     posters,
     posters_report,
     precision_report,
@@ -19,11 +23,24 @@ from . import (
     quantization_report,
     samg_report,
     subjects,
+    subsets,
+    subsets_report,
 )
 from .table import TITLES, Part, markdown, tabulate
 
 QUANTIZED = tuple(f"{part}-{kind}" for part in quantization.PARTS for kind in subjects.SETTINGS)
-PARTS = ("samg", "qsilk", "real", "float32", *QUANTIZED, posters.KIND, *precision_report.PARTS)
+PARTS = (
+    "samg",
+    "qsilk",
+    "real",
+    "float32",
+    *QUANTIZED,
+    posters.KIND,
+    *precision_report.PARTS,
+    subsets.PART,
+    files.PART,
+    halves.PART,
+)
 BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -51,6 +68,9 @@ def tables(folder: Path) -> dict[str, str]:
         **quantization_report.tables(quantized),
         **posters_report.tables(parts),
         **precision_report.tables(parts),
+        **subsets_report.tables(parts[subsets.PART]),
+        **files_report.tables(parts[files.PART]),
+        **halves_report.tables(parts[halves.PART]),
         "float32": _precision(parts),
     }
     return {name: table for name, table in found.items() if table}

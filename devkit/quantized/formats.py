@@ -36,6 +36,8 @@ FORMATS = {
     "nvfp4": Format("4-bit float, groups of 16 (needs comfy-kitchen)", kitchen.nvfp4, 16),
     "mxfp8": Format("8-bit float, groups of 32 (needs comfy-kitchen)", kitchen.mxfp8, 32),
     "int8": Format("8-bit integer, one scale a layer (needs comfy-kitchen)", kitchen.int8),
+    "convrot_w4a4": Format("4-bit integer, rotated, groups of 64 (needs comfy-kitchen)", kitchen.w4a4, 64),
+    "asym_w4a8": Format("4-bit codes, rotated, for 8-bit activations (needs comfy-kitchen)", kitchen.w4a8, 64),
     "gguf-q8_0": Format("GGUF, 8 bits, groups of 32", None, 32),
     "gguf-q5_0": Format("GGUF, 5 bits, groups of 32", None, 32),
     "gguf-q4_0": Format("GGUF, 4 bits, groups of 32", None, 32),

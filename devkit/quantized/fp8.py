@@ -44,9 +44,9 @@ def tagged(weights: Weights, chosen: Sequence[str]) -> tuple[Weights, dict[str, 
     return {**made, **{f"{layer(name)}.comfy_quant": tag("float8_e4m3fn") for name in chosen}}, {}
 
 
-def tag(algorithm: str) -> Tensor:
+def tag(algorithm: str, **options: int) -> Tensor:
     """The text by which ComfyUI knows how a layer is quantized, as a tensor of bytes."""
-    return torch.tensor(list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8)
+    return torch.tensor(list(json.dumps({"format": algorithm, **options}).encode()), dtype=torch.uint8)
 
 
 def _with_scales(weights: Weights, chosen: Sequence[str]) -> Weights:

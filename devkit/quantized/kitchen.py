@@ -9,11 +9,14 @@ from ..paths import Stop
 from .fp8 import Weights, tag
 from .layers import layer
 
-# Name in ComfyUI's list of algorithms -> layout in comfy-kitchen, its options, values that share a scale.
-ALGORITHMS = {
-    "nvfp4": ("TensorCoreNVFP4Layout", {"scale": "recalculate"}, 16),
-    "mxfp8": ("TensorCoreMXFP8Layout", {}, 32),
-    "int8_tensorwise": ("TensorWiseINT8Layout", {}, 1),
+ROTATED = {"convrot_groupsize": 64}  # neighbouring inputs that a Hadamard matrix mixes before rounding
+# Name in ComfyUI's list of algorithms -> layout in comfy-kitchen, its options, and those that a layer states.
+ALGORITHMS: dict[str, tuple[str, dict, dict[str, int]]] = {
+    "nvfp4": ("TensorCoreNVFP4Layout", {"scale": "recalculate"}, {}),
+    "mxfp8": ("TensorCoreMXFP8Layout", {}, {}),
+    "int8_tensorwise": ("TensorWiseINT8Layout", {}, {}),
+    "convrot_w4a4": ("TensorCoreConvRotW4A4Layout", ROTATED, ROTATED),
+    "asym_w4a8_int8": ("AsymW4A8Int8Layout", ROTATED, ROTATED),
 }
 
 
@@ -26,13 +29,13 @@ def write(algorithm: str, weights: Weights, chosen: Sequence[str]) -> tuple[Weig
             f"{algorithm} is written by the package comfy-kitchen, which is not installed here ({error}); "
             "run `.dev/venv/bin/python -m pip install comfy-kitchen`, then the command again."
         ) from error
-    layout, options, _ = ALGORITHMS[algorithm]
+    layout, options, stated = ALGORITHMS[algorithm]
     made = dict(weights)
     for name in chosen:
         quantized = QuantizedTensor.from_float(weights[name].float(), layout, **options)
         made |= quantized.state_dict(name)
-        made[f"{layer(name)}.comfy_quant"] = tag(algorithm)
+        made[f"{layer(name)}.comfy_quant"] = tag(algorithm, **stated)
     return made, {}
 
 
-nvfp4, mxfp8, int8 = (partial(write, algorithm) for algorithm in ALGORITHMS)
+nvfp4, mxfp8, int8, w4a4, w4a8 = (partial(write, algorithm) for algorithm in ALGORITHMS)

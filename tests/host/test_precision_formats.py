@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "demo" / "models" / "gimbal_letters_fp16.safetensors"
-ALGORITHMS = {"fp8_mixed": "float8_e4m3fn", "nvfp4": "nvfp4", "mxfp8": "mxfp8", "int8": "int8_tensorwise"}
+ALGORITHMS = {
+    "fp8_mixed": "float8_e4m3fn",
+    "nvfp4": "nvfp4",
+    "mxfp8": "mxfp8",
+    "int8": "int8_tensorwise",
+    "convrot_w4a4": "convrot_w4a4",
+    "asym_w4a8": "asym_w4a8_int8",
+}
 NODE, STEPS = "Keep Composition (Precision Plan)", 4
 
 
@@ -135,9 +142,10 @@ def assert_plan_switches(model, sample, said):
     assert torch.equal(sample(model), rounded)
 
 
-def test_int8_layers_are_switched(load, sample, said):
-    """Their kernel rounds activations itself, on any device."""
-    assert_plan_switches(load("int8"), sample, said)
+@pytest.mark.parametrize("name", ["int8", "convrot_w4a4", "asym_w4a8"])
+def test_layers_whose_kernel_rounds_are_switched(load, sample, said, name):
+    """It rounds activations itself, on any device."""
+    assert_plan_switches(load(name), sample, said)
 
 
 def with_input_scales(path):
