@@ -22,13 +22,18 @@ def self_reference(node: str, name: str, model: ModelPatcher) -> ModelPatcher:
     Raises:
         ValueError: it rounds none to begin with.
     """
-    simulated = carried_quantization(model)
-    # A simulated layer is put on the network when it is loaded; on it now may be another clone's.
-    rounds = any(each.rounds() for each in switches(model.model.diffusion_model) if isinstance(each, MixedSwitch))
-    if not rounds and (simulated is None or simulated.activation_bits is None):
+    if not rounds_activations(model):
         raise ValueError(
             f"{node}: {name} rounds no activations here, so that it cannot be its own reference (GGUF and other formats "
             "that round weights alone, or a device that emulates the format); connect the model in full precision to "
             "full_model."
         )
     return add_stage(model, PrecisionStage(node, Window(), EVERY, 0))
+
+
+def rounds_activations(model: ModelPatcher) -> bool:
+    """Whether layers of a model round their activations and can be run without that."""
+    simulated = carried_quantization(model)
+    # A simulated layer is put on the network when it is loaded; on it now may be another clone's.
+    rounds = any(each.rounds() for each in switches(model.model.diffusion_model) if isinstance(each, MixedSwitch))
+    return rounds or (simulated is not None and simulated.activation_bits is not None)

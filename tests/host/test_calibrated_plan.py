@@ -165,3 +165,16 @@ def test_a_budget_smaller_than_a_step_takes_layers_alone(run, budget):
         assert found is None or all(each.exemption.layers for each in found.measured)
     if found is not None:
         assert found.share <= budget
+
+
+def test_a_calibration_without_a_budget_says_that_one_could_help(run, tiny, twin, caplog):
+    hint = "with budget 0.1 a precision plan"
+    for changes, said in (
+        ({"budget": 0.0}, True),
+        ({}, False),
+        ({"budget": 0.0, "quantized_model": twin("sd3")}, False),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(**{"held_out": 1, **changes})
+        assert "wrote" in caplog.text and (hint in caplog.text) == said, changes
