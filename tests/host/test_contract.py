@@ -57,9 +57,10 @@ MODEL_NODES = {
     },
     "stabilise.GimbalStabilise": {
         "amount": 1.0,
-        "along": 2.0,
-        "across": 0.6,
-        "fade": 0.5,
+        "along": 6.5,
+        "across": 1.3,
+        "fade": 1.0,
+        "fine": 1.3,
         "start_percent": 0.0,
         "end_percent": 1.0,
     },
