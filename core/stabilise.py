@@ -27,10 +27,10 @@ class Factors:
         ValueError: a factor out of range.
     """
 
-    along: float = 6.5
-    across: float = 1.3
+    along: float = 5.0
+    across: float = 1.15
     fade: float = 1.0
-    fine: float = 1.3
+    fine: float = 1.25
 
     def __post_init__(self) -> None:
         for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):

@@ -128,12 +128,14 @@ WEAKER = (  # at cfg 4
     Tried(4.5, 1.0, 1.0, fine=1.25),
     Tried(6.0, 1.7, 2.0, fine=1.3),
 )
+STRONGEST = Tried(6.5, 1.3, 1.0, fine=1.3)
 FINALISTS = (
     *((Tried(4.2, 1.4, 1.0), cfg) for cfg in (9.0, 4.0)),
     *((Tried(5.5, 1.3, 1.0, fine=1.2), cfg) for cfg in (9.0, 4.0)),
     *((Tried(7.0, 1.3, 1.0, fine=1.2), cfg) for cfg in (9.0, 4.0)),
     *((Tried(*each, fine=fine), 9.0) for *each, fine in ((4.5, 1.0, 1.0, 1.25), (5.0, 1.15, 1.0, 1.25))),
-    *((Tried(*each, fine=1.3), 9.0) for each in ((5.0, 1.35, 1.0), (6.5, 1.3, 1.0))),
+    (Tried(5.0, 1.35, 1.0, fine=1.3), 9.0),
+    (STRONGEST, 9.0),
     # "along" rising with cfg
     (Tried(2.1, 1.3, 1.0, fine=1.2), 3.0),
     (Tried(2.65, 1.3, 1.0, fine=1.2), 4.0),

@@ -57,10 +57,10 @@ MODEL_NODES = {
     },
     "stabilise.GimbalStabilise": {
         "amount": 1.0,
-        "along": 6.5,
-        "across": 1.3,
+        "along": 5.0,
+        "across": 1.15,
         "fade": 1.0,
-        "fine": 1.3,
+        "fine": 1.25,
         "start_percent": 0.0,
         "end_percent": 1.0,
     },
