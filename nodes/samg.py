@@ -101,9 +101,7 @@ class GimbalSAMG(io.ComfyNode):
                     "w_min",
                     "Scale where the guidance is strongest. -1: the preset's. ",
                 ),
-                _scale(
-                    "w_max", "Scale where the guidance is weakest. -1: the preset's. "
-                ),
+                _scale("w_max", "Scale where the guidance is weakest. -1: the preset's. "),
                 *_inputs.advanced(_shape()),
                 _inputs.strength(),
                 *_inputs.window(),

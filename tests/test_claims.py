@@ -44,7 +44,11 @@ def at_equal_strength(part, held):
 
 
 def found(part, held):
-    return part.log_change(held["row"], held["base"], held["measure"]) if "base" in held else at_equal_strength(part, held)
+    return (
+        part.log_change(held["row"], held["base"], held["measure"])
+        if "base" in held
+        else at_equal_strength(part, held)
+    )
 
 
 @each

@@ -88,7 +88,8 @@ def stored(tmp_path):
         row = referee.Row("APG", referee_parts.GUIDANCE)
         for seed in range(3):
             runs = {
-                referee.Row(referee.PLAIN, c).name: rows_of(math.exp(c / 10 + seed), c / 20) for c in referee_parts.CURVE
+                referee.Row(referee.PLAIN, c).name: rows_of(math.exp(c / 10 + seed), c / 20)
+                for c in referee_parts.CURVE
             }
             runs[row.name] = rows_of(factor * (1 + 0.01 * seed) * math.exp(0.65 + seed), 6.5 / 20)
             path = tmp_path / f"referee-seed{seed}.json"
@@ -123,8 +124,12 @@ def test_every_part_is_complete(name):
     assert seeds == [*part.seeds]
     wanted = {seed: {row.name for row in part.rows(seed)} for seed in seeds}
     if name == "referee":  # its first seed has more
-        wanted |= {seed: wanted[seeds[-1]] for seed in seeds[1:]}
-    assert not [(seed, row) for seed, stored in zip(seeds, made.stored, strict=True) for row in wanted[seed] - {*stored["runs"]}]
+        wanted |= dict.fromkeys(seeds[1:], wanted[seeds[-1]])
+    assert not [
+        (seed, row)
+        for seed, stored in zip(seeds, made.stored, strict=True)
+        for row in wanted[seed] - {*stored["runs"]}
+    ]
 
 
 def test_what_confirms_stabilise_is_of_seeds_that_chose_nothing():

@@ -142,7 +142,9 @@ def equal_strength(part: Part, path: Path) -> None:
         axis.set(xlabel="contrast of the pictures (standard deviation)", ylabel=title, yscale="log", xlim=(0.25, 0.68))
         _format(axis, axis.yaxis, DISTANCES)
     axes[0].legend(fontsize=8, facecolor=PAPER, edgecolor=GRID)
-    title = f"Every rule at cfg {referee_parts.GUIDANCE:g} and plain guidance: below the curve is better at equal contrast"
+    title = (
+        f"Every rule at cfg {referee_parts.GUIDANCE:g} and plain guidance: below the curve is better at equal contrast"
+    )
     _save(figure, path, title, dpi=100)
 
 

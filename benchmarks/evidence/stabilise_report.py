@@ -8,7 +8,7 @@ from pathlib import Path
 from . import referee, referee_parts
 from .metrics import estimate
 from .referee import PLAIN, STABILISE, TCFG, Row
-from .referee_parts import CONFIRMED, ELSEWHERE, FIRST, GUIDANCE, STRONG
+from .referee_parts import CONFIRMED, ELSEWHERE, FIRST, GUIDANCE, STRONG, THIRD
 from .referee_report import STRENGTH, compared, each_cell, logarithms, percent, ratio
 from .table import Part, tabulate
 
@@ -19,9 +19,10 @@ def tables(folder: Path) -> dict[str, str]:
     final = parts["referee-final"]
     return {
         "search": compared(parts["referee-search"], _rules_of("referee-search")),
-        "first confirmed": compared(parts["referee-confirmed"], _sorted(_rules_of("referee-confirmed"))),
+        "first confirmed": compared(parts["referee-confirmed"], _first_confirmed()),
         "second search": _second(parts["referee-second"]),
-        "confirmed": compared(final, swept()),
+        "third": compared(parts["referee-third"], swept(THIRD)),
+        "confirmed": compared(final, [*swept(STABILISE), *swept(TCFG)]),
         "others confirmed": compared(final, others(final)),
         "against TCFG": _against_tcfg(final),
         "against peers": _against_peers(final),
@@ -37,12 +38,15 @@ def _rules_of(name: str) -> list[Row]:
     return [row for row in part.rows(part.seeds[0]) if row.rule != PLAIN]
 
 
-def _sorted(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: row.cfg)
+def _first_confirmed() -> list[Row]:
+    """The first choice by rising cfg, then every other rule at GUIDANCE."""
+    rows = _rules_of("referee-confirmed")
+    first = sorted((row for row in rows if row.rule == FIRST), key=lambda row: row.cfg)
+    return [*first, *(row for row in rows if row.rule != FIRST and row.cfg == GUIDANCE)]
 
 
-def swept() -> list[Row]:
-    return [Row(rule, cfg) for rule in (STABILISE, TCFG) for cfg in sorted({STRONG, *CONFIRMED})]
+def swept(rule: str) -> list[Row]:
+    return [Row(rule, cfg) for cfg in sorted({STRONG, *CONFIRMED})]
 
 
 def others(part: Part) -> list[Row]:
@@ -81,8 +85,7 @@ def _against_tcfg(part: Part) -> str:
     def cell(axis: str, measure: str, row: Row) -> str:
         return percent(ratio(part, row, axis, measure, TCFG), part.seeds)
 
-    rows = [row for row in swept() if row.rule == STABILISE]
-    return tabulate(rows, ("cfg of Stabilise", lambda row: f"{row.cfg:g}"), *each_cell(cell))
+    return tabulate(swept(STABILISE), ("cfg of Stabilise", lambda row: f"{row.cfg:g}"), *each_cell(cell))
 
 
 def peer_ratio(part: Part, row: Row, axis: str, measure: str) -> list[float]:
@@ -96,7 +99,7 @@ def _against_peers(part: Part) -> str:
     def cell(axis: str, measure: str, row: Row) -> str:
         return percent(estimate(peer_ratio(part, row, axis, measure)), part.seeds)
 
-    rows = [Row(rule, cfg) for cfg in (STRONG, GUIDANCE) for rule in referee.PEERS]
+    rows = [Row(rule, STRONG) for rule in referee.PEERS]
     columns = ("peer", lambda row: row.rule), ("cfg", lambda row: f"{row.cfg:g}")
     return tabulate([row for row in rows if row.name in part], *columns, *each_cell(cell, STRENGTH))
 

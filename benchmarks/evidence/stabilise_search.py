@@ -99,7 +99,7 @@ SCREENING = (  # at cfg 7
     Tried(3.33, 1.0, 1.0),
     Tried(3.33, 1.4, 1.0),
     Tried(3.33, 1.4, 1.0, acts=(0.0, 0.5)),
-    Tried(3.33, 1.4, 1.0, acts=(0.5, 1.0)),
+    Tried(3.33, 1.4, 1.0, acts=(0.51, 1.0)),
     Tried(3.33, 1.4, 1.0, energy=0.25),
     Tried(3.33, 1.4, 1.0, fine=1.3),
     Tried(3.33, 1.4, 1.0, fine=1.5, coarse=0.7),

@@ -57,7 +57,9 @@ def by_hand(cond, uncond, noisy, along, across, fade, fine):
     return torch.tensor(found, dtype=torch.float64).reshape(cond.shape)
 
 
-@pytest.mark.parametrize("factors", [(5.0, 1.15, 1.0, 1.25), (2.0, 0.6, 0.5, 1.0), (1.0, 0.5, 0.0, 0.0), (0.0, 1.0, 2.0, 2.0)])
+@pytest.mark.parametrize(
+    "factors", [(5.0, 1.15, 1.0, 1.25), (2.0, 0.6, 0.5, 1.0), (1.0, 0.5, 0.0, 0.0), (0.0, 1.0, 2.0, 2.0)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_formula(shape, factors):
     given = states(shape)

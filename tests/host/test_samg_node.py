@@ -48,14 +48,12 @@ def test_the_guided_prediction_is_samgs(tiny, denoised_seen, samg, family, w_min
         torch.testing.assert_close(result, kernel(cond, uncond, *expected), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("preset", "share"), [("w_min and w_max", 1.0), ("paper's shares: 2/3 to 1.6 of cfg", 1.5)]
-)
+@pytest.mark.parametrize(("preset", "share"), [("w_min and w_max", 1.0), ("paper's shares: 2/3 to 1.6 of cfg", 1.5)])
 def test_the_default_keeps_the_mean_scale_at_cfg_and_the_papers_shares_raise_it(samg, preset, share):
     """Of an energy like that of real guidance, most of it in few places: exponentially distributed to the fourth power."""
     from gimbal.core.samg import samg_cond
-    from gimbal.nodes.samg import SAMGStage
     from gimbal.host.sampling.stages import Window
+    from gimbal.nodes.samg import SAMGStage
 
     generator = torch.Generator().manual_seed(0)
     amplitude = torch.empty(4, 1, 64, 64).exponential_(generator=generator).square()
