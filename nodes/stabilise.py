@@ -36,8 +36,8 @@ class GimbalStabilise(io.ComfyNode):
             node_id="GimbalStabilise",
             display_name=cls.NAME,
             category="gimbal/guidance",
-            description="Against burnt, oversaturated colours from a high cfg. At equal contrast the letters model came nearer to real "
-            "pictures in features than with plain guidance or TCFG. It weakens guidance: raise cfg for the contrast you had. Needs "
+            description="For a high cfg that burns the picture. It redirects guidance and about keeps its strength. At equal contrast the "
+            "letters model came nearer to real pictures in features than with plain guidance, and no further from them in pixels. Needs "
             "cfg above 1.",
             search=BURN,
             reports=True,

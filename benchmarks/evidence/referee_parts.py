@@ -29,8 +29,11 @@ CONFIRMED = (3.0, 4.0, 5.5, 7.0, 12.0)  # guidance of what is confirmed, beside 
 STRONG = 9.0  # at which every peer is compared
 NEW = (STABILISE, "SAMG mean of cfg", "AQClip wide")  # after the second search
 LATER = ("dynamic thresholding", *NEW)  # not in the first search
-SETTINGS = ((6, "euler"), (10, "dpmpp_2m"), (20, "euler"), (30, "euler"))
 ELSEWHERE = (STABILISE, TCFG, "APG", "Mahiro", "RescaleCFG", "micrograin smooth", "AQClip gentle", "SAMG")
+SETTINGS = {  # steps, sampler: rules
+    **dict.fromkeys([(6, "euler"), (10, "dpmpp_2m"), (20, "euler")], ELSEWHERE),
+    (30, "euler"): (STABILISE, TCFG),
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ def confirmed(seed: int, stabilise: str = STABILISE) -> Iterator[Row]:
 
 def elsewhere(seed: int) -> Iterator[Row]:
     """Other numbers of steps, and another sampler."""
-    for steps, sampler in SETTINGS:
-        yield from (Row(PLAIN, cfg, steps, sampler) for cfg in SHORT_CURVE)
-        yield from (Row(rule, GUIDANCE, steps, sampler) for rule in ELSEWHERE)
+    for setting, rules_there in SETTINGS.items():
+        yield from (Row(PLAIN, cfg, *setting) for cfg in SHORT_CURVE)
+        yield from (Row(rule, GUIDANCE, *setting) for rule in rules_there)
 
 
 def other_model(seed: int) -> Iterator[Row]:

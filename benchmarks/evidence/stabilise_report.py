@@ -105,5 +105,6 @@ def _against_peers(part: Part) -> str:
 
 
 def _elsewhere(part: Part) -> str:
-    rows = [Row(rule, GUIDANCE, *setting) for rule in ELSEWHERE for setting in referee_parts.SETTINGS]
+    settings = referee_parts.SETTINGS.items()
+    rows = [Row(rule, GUIDANCE, *setting) for rule in ELSEWHERE for setting, rules in settings if rule in rules]
     return compared(part, rows, ("setting", lambda row: f"{row.steps} {row.sampler}"))
