@@ -8,10 +8,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.stabilise import DEFAULT, Factors, stabilised_cond
+from ..host.model_kind import is_flow
 from ..host.sampling.hooks import add_stage
 from ..host.sampling.stages import GuidanceContext, GuidanceStage, Window
 from . import _inputs
 from ._inputs import BURN
+
+
+FLOW, ANY = "flow models only", "all models"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,7 @@ class GimbalStabilise(io.ComfyNode):
             node_id="GimbalStabilise",
             display_name=cls.NAME,
             category="gimbal/guidance",
-            description="For a high cfg that burns the picture. It redirects guidance and about keeps its strength. At equal contrast the "
+            description="For a high cfg that burns the picture of a flow model (SD3, Flux, Qwen-Image, Wan). It redirects guidance and about keeps its strength. At equal contrast the "
             "letters model came nearer to real pictures in features than with plain guidance, and no further from them in pixels. Needs "
             "cfg above 1.",
             search=BURN,
@@ -52,18 +56,26 @@ class GimbalStabilise(io.ComfyNode):
                     display_mode=io.NumberDisplay.slider,
                     tooltip="From plain guidance to all of it. 0 changes nothing, bit for bit.",
                 ),
-                *_inputs.advanced(_factors()),
+                *_inputs.advanced([*_factors(), _models()]),
                 *_inputs.window(),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model, amount: float, start_percent: float, end_percent: float, **factors) -> io.NodeOutput:
+    def execute(
+        cls, model, amount: float, models: str, start_percent: float, end_percent: float, **factors
+    ) -> io.NodeOutput:
         window = Window(start_percent, end_percent)
         window.check(cls.NAME)
         if amount == 0.0:
             _inputs.messages(cls).add("changes nothing: amount is 0")
+            return io.NodeOutput(model)
+        if models == FLOW and not is_flow(model):
+            _inputs.messages(cls).info(
+                "changes nothing: this is no flow model, and an eps model came out worse with it; try it with 'models' on "
+                f"{ANY!r}"
+            )
             return io.NodeOutput(model)
         stage = StabiliseStage(cls.NAME, window, amount, Factors(**factors), node_id=_inputs.node_id(cls))
         return io.NodeOutput(add_stage(model, stage))
@@ -80,6 +92,15 @@ def _factors() -> list[io.Input]:
         ),
         _factor("fine", 4.0, "Factor of the rest's fine detail, beside 'across'. 1: as its coarse part."),
     ]
+
+
+def _models() -> io.Input:
+    return io.Combo.Input(
+        "models",
+        options=[FLOW, ANY],
+        default=FLOW,
+        tooltip="On which models it acts. An eps model, as SD1.5 and SDXL are, came out worse in features with it.",
+    )
 
 
 def _factor(name: str, most: float, tooltip: str) -> io.Float.Input:

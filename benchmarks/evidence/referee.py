@@ -65,7 +65,7 @@ SAMG = {"w_min": -1.0, "w_max": -1.0, "curve": "linear", "scope": "clip", **ALWA
 PAPERS_SHARES = "paper's shares: 2/3 to 1.6 of cfg"  # of a mean of 1.5 cfg
 MICROGRAIN = {"q_low": 0.001, "q_high": 0.999, "knee": 0.8, "alpha": 2.0, **ALWAYS}
 DEFAULTS = {"along": 5.0, "across": 1.15, "fade": 1.0, "fine": 1.25}  # of Stabilise
-FACTORS = {"amount": 1.0, **DEFAULTS, "start_percent": 0.0, "end_percent": 1.0}
+FACTORS = {"amount": 1.0, **DEFAULTS, "models": "all models", "start_percent": 0.0, "end_percent": 1.0}
 TILES = {
     "tile": 8,
     "stride": 4,

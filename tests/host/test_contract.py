@@ -61,6 +61,7 @@ MODEL_NODES = {
         "across": 1.15,
         "fade": 1.0,
         "fine": 1.25,
+        "models": "all models",
         "start_percent": 0.0,
         "end_percent": 1.0,
     },

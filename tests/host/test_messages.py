@@ -137,7 +137,7 @@ def test_latent_nodes_speak(texts, defaults):
         zip(("class_type", "inputs"), defaults("GimbalMicrograinLatent", latent=["90", 0]), strict=True)
     )
     whole["91"]["inputs"]["latent"] = ["30", 0]
-    assert texts(whole)["30"][-1].startswith("acted on the latent (smooth")
+    assert texts(whole)["30"][-1].startswith("acted on the latent (hard")
 
 
 def test_quantization_and_its_correction_speak(texts, defaults):
