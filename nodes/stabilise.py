@@ -14,7 +14,6 @@ from ..host.sampling.stages import GuidanceContext, GuidanceStage, Window
 from . import _inputs
 from ._inputs import BURN
 
-
 FLOW, ANY = "flow models only", "all models"
 
 

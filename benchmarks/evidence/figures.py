@@ -134,7 +134,7 @@ def equal_strength(part: Part, path: Path) -> None:
         for cfg, point in zip(referee_parts.LONG_CURVE, curve, strict=True):
             axis.annotate(f"{cfg:g}", point, (6, -8), textcoords="offset points", color=INK, fontsize=7)
         for label, (rules, colour, marker) in KINDS.items():
-            rows = {rule: referee.Row(rule, referee_parts.GUIDANCE).name for rule in rules}
+            rows = {rule: referee.Row(rule, referee_parts.STRONG).name for rule in rules}
             places = {rule: place(row) for rule, row in rows.items() if row in part}
             axis.plot(*zip(*places.values(), strict=True), color=colour, marker=marker, linestyle="none", label=label)
             for rule, point in places.items():
@@ -143,7 +143,7 @@ def equal_strength(part: Part, path: Path) -> None:
         _format(axis, axis.yaxis, DISTANCES)
     axes[0].legend(fontsize=8, facecolor=PAPER, edgecolor=GRID)
     title = (
-        f"Every rule at cfg {referee_parts.GUIDANCE:g} and plain guidance: below the curve is better at equal contrast"
+        f"Every rule at cfg {referee_parts.STRONG:g} and plain guidance: below the curve is better at equal contrast"
     )
     _save(figure, path, title, dpi=100)
 
