@@ -28,6 +28,7 @@ TEXT, SEED = "GIMBAL", 7
 CELL, GAP, WIDTH, LARGEST = 112, 4, 700, 40_000
 BANNER = (1260, 540)
 DARK, PALE, FAINT = (24, 28, 40), (244, 241, 222), (150, 152, 160)  # of the icon
+STRONGER = "paper's shares: 2/3 to 1.6 of cfg"  # of SAMG
 CORRECTIONS = ("drift", "moments", "layers and moments")
 TILES = {"tile": 8, "stride": 4}  # of 16 x 16 latent positions
 
@@ -108,7 +109,7 @@ def confidence(kind: str) -> Callable[[Graph], None]:
 
 def samg(graph: Graph) -> None:
     graph.row(graph.sampled(graph.model, 3.0, 20))
-    patched = graph.add("GimbalSAMG", model=graph.model)
+    patched = graph.add("GimbalSAMG", model=graph.model, preset=STRONGER)
     for cfg in (2.0, 3.0):
         graph.row(graph.sampled(patched, cfg, 20))
 
@@ -116,11 +117,10 @@ def samg(graph: Graph) -> None:
 def stabilise(graph: Graph) -> None:
     graph.row(graph.sampled(graph.model, 9.0, 10))
     graph.row(graph.sampled(graph.add("GimbalStabilise", model=graph.model), 9.0, 10))
-    graph.row(graph.sampled(graph.model, 6.0, 10))
 
 
 def guidance_preview(graph: Graph) -> None:
-    patched = graph.add("GimbalSAMG", model=graph.model)
+    patched = graph.add("GimbalSAMG", model=graph.model, preset=STRONGER)
     latent = graph.sampled(patched, 2.0, 20)
     graph.show(graph.add("GimbalGuidancePreview", latent=latent, model=patched, columns=4, sample=2))
 

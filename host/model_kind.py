@@ -31,6 +31,14 @@ def path_of(node: str, patcher: ModelPatcher) -> PathName:
     )
 
 
+def is_flow(patcher: ModelPatcher) -> bool:
+    """Whether it is a flow-matching model. False for those that `path_of` does not know, too."""
+    try:
+        return path_of("", patcher) == "flow"
+    except ValueError:
+        return False
+
+
 def latent_format(patcher: ModelPatcher) -> str:
     """Its name, such as SD15 or Flux."""
     return type(patcher.model.latent_format).__name__

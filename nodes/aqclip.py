@@ -19,6 +19,7 @@ from ._tiles import certainty, not_a_picture, source, stride_within, tiles
 
 # name -> what aqclip is told. Half-widths in standard deviations of a tile, from the least to the most certain.
 CORRIDORS: dict[str, dict[str, Any]] = {
+    "wide": {"corridor": "widening", "form": "smooth", "k_min": 3.5, "k_max": 5.5},
     "gentle": {"corridor": "widening", "form": "smooth", "k_min": 2.5, "k_max": 4.5},
     "strong": {"corridor": "widening", "form": "smooth", "k_min": 1.75, "k_max": 3.0},
     "paper": {"corridor": "paper", "form": "tanh"},
@@ -30,10 +31,11 @@ def limits() -> list[io.Input]:
         io.Combo.Input(
             "corridor",
             options=list(CORRIDORS),
-            default="gentle",
-            tooltip="How far a tile's values may stray from its mean. gentle: 2.5 to 4.5 standard deviations, wider where "
-            "the picture has structure; changes a clean latent little (36 dB). strong: 1.75 to 3; it lowers contrast, as a lower cfg does. "
-            "paper: the one-sided corridor and contrast-doubling tanh as printed; it damages pictures and is here for comparison.",
+            default="wide",
+            tooltip="How far a tile's values may stray from its mean, wider where the picture has structure. wide: 3.5 to 5.5 standard "
+            "deviations, which reaches outliers alone. gentle: 2.5 to 4.5; changes a clean latent little (36 dB). strong: 1.75 to 3. Both "
+            "lower contrast, and a lower cfg does that as well or better. paper: the one-sided corridor and contrast-doubling tanh "
+            "as printed; it damages pictures and is here for comparison.",
         ),
         _inputs.strength(),
     ]

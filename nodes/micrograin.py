@@ -23,9 +23,9 @@ def limits() -> list[io.Input]:
         io.Combo.Input(
             "form",
             options=FORMS,
-            default="smooth",
-            tooltip="smooth: towards the two quantiles without a kink, from 'knee' on; acts two to three times as strongly as "
-            "hard. hard: clamp at the two quantiles; values between them stay exactly as they are. "
+            default="hard",
+            tooltip="hard: clamp at the two quantiles; values between them stay exactly as they are. smooth: towards the two "
+            "quantiles without a kink, from 'knee' on; acts two to three times as strongly. "
             "tanh: the paper's Eq. 1 as printed; it multiplies contrast by alpha everywhere and is here for "
             "comparison (at alpha 2 it ruins pictures).",
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evidence import referee, referee_report, report, stabilise_report, steering
+from evidence import referee, referee_parts, referee_report, report, stabilise_report, stabilise_search, steering
 from evidence.table import Part
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,10 +85,11 @@ def stored(tmp_path):
     """Plain guidance whose distance is exp(cfg / 10) at contrast cfg / 20, and a rule a tenth below it at 7 / 20."""
 
     def stored(factor):
-        row = referee.Row("APG", referee.GUIDANCE)
+        row = referee.Row("APG", referee_parts.GUIDANCE)
         for seed in range(3):
             runs = {
-                referee.Row(referee.PLAIN, c).name: rows_of(math.exp(c / 10 + seed), c / 20) for c in referee.CURVE
+                referee.Row(referee.PLAIN, c).name: rows_of(math.exp(c / 10 + seed), c / 20)
+                for c in referee_parts.CURVE
             }
             runs[row.name] = rows_of(factor * (1 + 0.01 * seed) * math.exp(0.65 + seed), 6.5 / 20)
             path = tmp_path / f"referee-seed{seed}.json"
@@ -109,18 +110,54 @@ def test_a_rule_is_compared_with_plain_guidance_of_its_own_contrast(stored, fact
 
 def test_every_rule_and_every_candidate_has_stored_rows():
     part = Part(RESULTS, "referee")
-    rules = {*referee.OURS, *referee.PEERS, *referee.FINALISTS} - {*referee.LATER}
+    rules = {*referee.OURS, *referee.PEERS, *referee_parts.FINALISTS} - {*referee_parts.LATER}
     assert part.seeds >= 3
-    assert not [rule for rule in rules if referee.Row(rule, referee.GUIDANCE).name not in part]
-    first = part.stored[referee.SCREENED]["runs"]
-    assert not [row.name for row in referee.rows(referee.SCREENED) if row.name not in first]
+    assert not [rule for rule in rules if referee.Row(rule, referee_parts.GUIDANCE).name not in part]
+    first = part.stored[referee_parts.SCREENED]["runs"]
+    assert not [row.name for row in referee_parts.first(referee_parts.SCREENED) if row.name not in first]
 
 
-def test_what_confirms_is_complete_and_of_other_seeds():
-    chosen, confirming = Part(RESULTS, "referee"), Part(RESULTS, "referee-confirmed")
-    seeds = [{seed["about"]["seed"] for seed in part.stored} for part in (chosen, confirming)]
-    assert not seeds[0] & seeds[1] and seeds[1] == set(referee.PARTS["referee-confirmed"][1])
-    assert not [row.name for row in referee.confirmed(4) if row.name not in confirming]
+@pytest.mark.parametrize("name", sorted(referee_parts.PARTS))
+def test_every_part_is_complete(name):
+    part, made = referee_parts.PARTS[name], Part(RESULTS, name)
+    seeds = [stored["about"]["seed"] for stored in made.stored]
+    assert seeds == [*part.seeds]
+    wanted = {seed: {row.name for row in part.rows(seed)} for seed in seeds}
+    if name == "referee":  # its first seed has more
+        wanted |= dict.fromkeys(seeds[1:], wanted[seeds[-1]])
+    assert not [
+        (seed, row)
+        for seed, stored in zip(seeds, made.stored, strict=True)
+        for row in wanted[seed] - {*stored["runs"]}
+    ]
+
+
+def test_what_confirms_stabilise_is_of_seeds_that_chose_nothing():
+    final = {*referee_parts.PARTS["referee-final"].seeds}
+    assert len(final) >= 7
+    for name in ("referee", "referee-search", "referee-confirmed", "referee-second", "referee-third"):
+        assert not final & {*referee_parts.PARTS[name].seeds}
+
+
+def test_the_rows_are_of_stabilises_defaults():
+    from gimbal.core.stabilise import DEFAULT, Factors
+
+    assert Factors(**referee.DEFAULTS) == DEFAULT
+
+
+def test_plain_factors_are_plain_guidance_and_what_is_tried_beside_them_is_not():
+    g, cond = predictions()
+    noisy = torch.randn(cond.shape, generator=torch.Generator().manual_seed(1)) + cond
+    plain = stabilise_search.Tried(1.0, 1.0, 0.0)
+    torch.testing.assert_close(plain.extra(cond, cond - g, noisy), g)
+    for option in ("fine", "coarse", "energy", "limit", "decorrelated"):
+        changed = stabilise_search.Tried(1.0, 1.0, 0.0, **{option: 0.5}).extra(cond, cond - g, noisy)
+        assert not torch.allclose(changed, g), option
+
+
+def test_every_candidate_has_a_name_of_its_own():
+    trials = {(tried, cfg) for tried, cfg, _ in stabilise_search.trials()}
+    assert len({(tried.name, cfg) for tried, cfg in trials}) == len(trials) >= 40
 
 
 def test_the_document_is_what_the_stored_rows_give():

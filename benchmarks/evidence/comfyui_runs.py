@@ -14,6 +14,7 @@ from .model import conditioning, decode_unclipped, recognise
 from .subjects import noise, weights
 
 KEY = "gimbal.referee"
+SCHEDULERS = {"flow": "simple", "w4a4": "simple", "eps": "karras"}  # of each model
 Patch = Callable[[Any], Any]  # MODEL -> MODEL
 
 
@@ -54,8 +55,8 @@ class Norms:
 class Seed:
     """A seed's starting noise and classes, the same for every rule."""
 
-    def __init__(self, model: Any, count: int, seed: int, judge: Judge) -> None:
-        self.model, self.seed, self.judge = model, seed, judge
+    def __init__(self, model: Any, count: int, seed: int, judge: Judge, kind: str = "flow") -> None:
+        self.model, self.seed, self.judge, self.scheduler = model, seed, judge, SCHEDULERS[kind]
         self.labels = torch.arange(count) % len(conditioning.CLASSES)
         self.noise = noise(count, seed)
 
@@ -75,7 +76,7 @@ class Seed:
             steps,
             cfg,
             sampler,
-            "simple",
+            self.scheduler,
             positive,
             negative,
             torch.zeros_like(self.noise),
@@ -93,9 +94,25 @@ class Seed:
         }
 
 
-def load(comfyui: Path, precision: str) -> Any:
-    """The MODEL that "Load Diffusion Model" makes of the demo's file, at this precision."""
+def load(comfyui: Path, precision: str, kind: str = "flow") -> Any:
+    """The MODEL that "Load Diffusion Model" makes of the demo's file, at this precision.
+
+    kind: of SCHEDULERS. w4a4: with simulated quantization of weights and activations to 4 bits. eps: the model that predicts eps.
+    """
     recognise.load_network(comfyui)  # puts ComfyUI on the path, told to use the CPU
     import comfy.sd
 
-    return comfy.sd.load_diffusion_model(str(weights("flow")), model_options={"dtype": getattr(torch, precision)})
+    path = weights("eps" if kind == "eps" else "flow")
+    model = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": getattr(torch, precision)})
+    if kind == "eps":
+        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+        return ModelSamplingDiscrete().patch(model, "eps", False)[0]
+    return _rounded(model) if kind == "w4a4" else model
+
+
+def _rounded(model: Any) -> Any:
+    from gimbal.nodes.simulate_quantization import BLOCKS, BY_PRESET, GimbalSimulateQuantization
+
+    options = {"weight_bits": BY_PRESET, "activation_bits": BY_PRESET, "group_size": 64, "rank": 0, "layers": BLOCKS}
+    return GimbalSimulateQuantization.execute(model, preset="W4A4", **options)[0]

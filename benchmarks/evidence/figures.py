@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from . import quantization as q
-from . import referee, referee_report, samg, samg_report
+from . import referee, referee_parts, referee_report, samg, samg_report
 from .formats import HEAVY, MILD, NumberFormat
 from .paired_sampler import NOISE
 from .quantization_report import TITLES, Quantized
@@ -44,7 +44,6 @@ CORRECTIONS = {
 KINDS = {  # colour, marker
     "nodes of this pack": (referee.OURS, "#c2410c", "s"),
     "nodes of ComfyUI": (referee.PEERS, "#0369a1", "o"),
-    "candidates": (referee.CANDIDATES, "#4d7c0f", "D"),
 }
 NUMBERED = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
 DISTANCES = (4, 6, 8, 10, 15, 20, 30, 40, 60, 100, 150)
@@ -130,20 +129,22 @@ def equal_strength(part: Part, path: Path) -> None:
         def place(row: str, measure: str = measure) -> list[float]:
             return [part.mean(row, key).mean for key in ("contrast", measure)]
 
-        curve = [place(row) for row in referee_report.curve(part, referee.Row(referee.PLAIN, referee.GUIDANCE))]
+        curve = [place(row) for row in referee_report.curve(part, referee.Row(referee.PLAIN, referee_parts.GUIDANCE))]
         axis.plot(*zip(*curve, strict=True), color=INK, marker=".", linewidth=1.3, label="plain CFG")
-        for cfg, point in zip(referee.CURVE, curve, strict=True):
+        for cfg, point in zip(referee_parts.LONG_CURVE, curve, strict=True):
             axis.annotate(f"{cfg:g}", point, (6, -8), textcoords="offset points", color=INK, fontsize=7)
         for label, (rules, colour, marker) in KINDS.items():
-            rows = {rule: referee.Row(rule, referee.GUIDANCE).name for rule in rules}
+            rows = {rule: referee.Row(rule, referee_parts.STRONG).name for rule in rules}
             places = {rule: place(row) for rule, row in rows.items() if row in part}
             axis.plot(*zip(*places.values(), strict=True), color=colour, marker=marker, linestyle="none", label=label)
-            for rule, point in places.items() if label != "candidates" else ():
+            for rule, point in places.items():
                 axis.annotate(rule, point, (-6, 2), textcoords="offset points", color=colour, fontsize=7, ha="right")
         axis.set(xlabel="contrast of the pictures (standard deviation)", ylabel=title, yscale="log", xlim=(0.25, 0.68))
         _format(axis, axis.yaxis, DISTANCES)
     axes[0].legend(fontsize=8, facecolor=PAPER, edgecolor=GRID)
-    title = f"Every rule at cfg {referee.GUIDANCE:g} and plain guidance: below the curve is better at equal contrast"
+    title = (
+        f"Every rule at cfg {referee_parts.STRONG:g} and plain guidance: below the curve is better at equal contrast"
+    )
     _save(figure, path, title, dpi=100)
 
 

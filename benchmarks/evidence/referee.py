@@ -1,23 +1,21 @@
-"""Guidance and limits against plain guidance of equal strength: which rows are made.
+"""Guidance and limits that are held against plain guidance of equal strength: what each does to a model.
 
-Ours go through the pack's nodes, the peers through ComfyUI's own.
+Ours go through the pack's nodes, the peers through ComfyUI's own. Which rows are made of them: referee_parts.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from . import stabilise_search
 from . import steering as s
-from .comfyui_runs import Seed
-from .runs import Results, make
 from .thresholding import thresholded
 
 PLAIN, STABILISE, TCFG = "plain CFG", "Stabilise", "TCFG"
 STEPS = 10
-CURVE = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.5, 9.0, 12.0)  # plain guidance
 Patch = Callable[[Any], Any]
 
 
@@ -63,25 +61,35 @@ def tonemapped(model: Any, multiplier: float = 1.0) -> Any:
 
 
 ALWAYS = {"start_percent": 0.0, "end_percent": 1.0, "strength": 1.0}
-SAMG = {"preset": "w_min and w_max", "w_min": -1.0, "w_max": -1.0, "curve": "linear", "scope": "clip", **ALWAYS}
+SAMG = {"w_min": -1.0, "w_max": -1.0, "curve": "linear", "scope": "clip", **ALWAYS}
+PAPERS_SHARES = "paper's shares: 2/3 to 1.6 of cfg"  # of a mean of 1.5 cfg
 MICROGRAIN = {"q_low": 0.001, "q_high": 0.999, "knee": 0.8, "alpha": 2.0, **ALWAYS}
-FACTORS = {"amount": 1.0, "along": 2.0, "across": 0.6, "fade": 0.5, "start_percent": 0.0, "end_percent": 1.0}
-AQCLIP = {"tile": 8, "stride": 4, "ema_beta": 0.8, "confidence": "gradient", **ALWAYS}
+DEFAULTS = {"along": 5.0, "across": 1.15, "fade": 1.0, "fine": 1.25}  # of Stabilise
+FACTORS = {"amount": 1.0, **DEFAULTS, "models": "all models", "start_percent": 0.0, "end_percent": 1.0}
+TILES = {
+    "tile": 8,
+    "stride": 4,
+    "confidence": "gradient",
+    **ALWAYS,
+}  # as many as the node's own make of a large picture
+AQCLIP = {"ema_beta": 0.8, **TILES}
 
 
-def factors(along: float, across: float, fade: float) -> Patch:
+def factors(along: float, across: float, fade: float, fine: float = 1.0) -> Patch:
     """Stabilise with these."""
-    options = {"along": along, "across": across, "fade": fade}
+    options = {"along": along, "across": across, "fade": fade, "fine": fine}
     return node("stabilise", "GimbalStabilise", **{**FACTORS, **options})
 
 
 OURS = {
-    "SAMG": node("samg", "GimbalSAMG", normalize="quantile", **SAMG),
-    "SAMG paper": node("samg", "GimbalSAMG", normalize="minmax", **SAMG),
+    "SAMG": node("samg", "GimbalSAMG", preset=PAPERS_SHARES, normalize="quantile", **SAMG),
+    "SAMG paper": node("samg", "GimbalSAMG", preset=PAPERS_SHARES, normalize="minmax", **SAMG),
+    "SAMG mean of cfg": node("samg", "GimbalSAMG", preset="w_min and w_max", normalize="quantile", **SAMG),
     "micrograin hard": node("micrograin", "GimbalMicrograin", form="hard", **MICROGRAIN),
     "micrograin smooth": node("micrograin", "GimbalMicrograin", form="smooth", **MICROGRAIN),
     "AQClip gentle": node("aqclip", "GimbalAQClip", corridor="gentle", **AQCLIP),
     "AQClip strong": node("aqclip", "GimbalAQClip", corridor="strong", **AQCLIP),
+    "AQClip wide": node("aqclip", "GimbalAQClip", corridor="wide", ema_beta=0.0, **TILES),
     STABILISE: node("stabilise", "GimbalStabilise", **FACTORS),
 }
 PEERS = {
@@ -152,23 +160,10 @@ CANDIDATES = {
     "interval 0.1 to 1": s.interval(0.1, 1.0),
 }
 
-
-GUIDANCE = 7.0  # of every rule
-FINALISTS = (  # candidates that were promising after one seed, or that were asked for
-    *("decorrelated", "decorrelated by half", "decorrelated, compressed 2", "guidance shrunk 1"),
-    *("SAMG mean 1", "micrograin 1 %, moments restored", "guidance shrunk 2", "TCFG, guidance shrunk 1"),
-    *("guidance shrunk 1, all channels at once", "guidance shrunk 1, by place"),
-    *("guidance shrunk 1, compressed 2", "guidance shrunk 1, tonemapping"),
-)
-SWEPT = (TCFG, "guidance shrunk 1", "TCFG, guidance shrunk 1", "decorrelated", "APG")  # at other guidance too
-SWEEP = (4.0, 9.0)
-SCREENED = 0  # the seed in which every candidate ran
-CONFIRMED = (3.0, 4.0, 9.0, 12.0)  # guidance of what is confirmed, beside GUIDANCE
-SEARCHED = (  # along, across and fade of Stabilise
+SEARCHED = (  # along, across and fade of Stabilise, in the first search
     *((1.0, 0.5, 0.0), (1.0, 0.33, 0.0), (1.0, 0.2, 0.0), (2.0, 0.5, 0.0), (3.0, 0.5, 0.0)),
     *((2.0, 0.7, 1.0), (3.0, 0.7, 1.0), (2.0, 0.8, 2.0), (2.0, 0.6, 0.5)),
 )
-LATER = (STABILISE, "dynamic thresholding")  # in "referee-confirmed" alone
 
 
 def searched_name(along: float, across: float, fade: float) -> str:
@@ -177,44 +172,4 @@ def searched_name(along: float, across: float, fade: float) -> str:
 
 def rules() -> dict[str, Patch]:
     searched = {searched_name(*each): factors(*each) for each in SEARCHED}
-    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES | searched
-
-
-def rows(seed: int) -> Iterator[Row]:
-    """The plain curve, every rule at GUIDANCE, then the sweep."""
-    yield from (Row(PLAIN, cfg) for cfg in CURVE)
-    chosen = CANDIDATES if seed == SCREENED else FINALISTS
-    yield from (Row(rule, GUIDANCE) for rule in (*chosen, *PEERS, *OURS) if rule not in LATER)
-    yield from (Row(rule, cfg) for cfg in SWEEP for rule in SWEPT)
-
-
-def confirmed(seed: int) -> Iterator[Row]:
-    """Seeds that chose nothing: the plain curve, Stabilise and TCFG at every guidance, the others at GUIDANCE."""
-    yield from (Row(PLAIN, cfg) for cfg in CURVE)
-    yield from (Row(rule, cfg) for cfg in (GUIDANCE, *CONFIRMED) for rule in (STABILISE, TCFG))
-    yield from (Row(rule, GUIDANCE) for rule in (*PEERS, *OURS) if rule not in (STABILISE, TCFG))
-
-
-def searched(seed: int) -> Iterator[Row]:
-    """How Stabilise's factors were chosen."""
-    yield from (Row(PLAIN, cfg) for cfg in CURVE)
-    yield from (Row(searched_name(*each), GUIDANCE) for each in SEARCHED)
-    yield from (Row(searched_name(*SEARCHED[-1]), cfg) for cfg in (4.0, 9.0, 12.0))
-
-
-# Rows of a seed, and the seeds. What is in "referee-confirmed" decided nothing about Stabilise.
-PARTS = {
-    "referee": (rows, range(4)),
-    "referee-search": (searched, range(4)),
-    "referee-confirmed": (confirmed, range(4, 11)),
-}
-
-
-def measure(part: str, seed: Seed, results: Results) -> None:
-    """What is lacking of this part's rows of a seed."""
-    patches = rules()
-
-    def measured(row: Row) -> dict[str, float]:
-        return seed.measures(patches[row.rule], row.cfg, row.steps, row.sampler)
-
-    make(f"{part}, seed {seed.seed}", PARTS[part][0](seed.seed), results, measured)
+    return {PLAIN: lambda model: model} | OURS | PEERS | CANDIDATES | searched | stabilise_search.rules()

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from . import referee
+from . import referee, referee_parts
 from .metrics import Estimate, at_equal, estimate
-from .referee import GUIDANCE, PLAIN, SCREENED, SWEEP, SWEPT, Row
+from .referee import PLAIN, Row
+from .referee_parts import GUIDANCE, SCREENED, SWEEP, SWEPT
 from .table import SPACES, Column, Part, mean, tabulate
 from .verdicts import QUESTION, verdict, votes
 
@@ -24,7 +25,7 @@ SHOWN = {
     "spread": "deviation",
     "norm": "guidance norm",
 }
-CFGS = sorted({*referee.CURVE, *referee.CONFIRMED, GUIDANCE})
+CFGS = sorted({*referee_parts.LONG_CURVE, *referee_parts.CONFIRMED, GUIDANCE, referee_parts.STRONG})
 
 
 def curve(part: Part, row: Row, rule: str = PLAIN) -> list[str]:

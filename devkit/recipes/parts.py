@@ -118,7 +118,7 @@ def clamped(
     draw = draw or picture
     plain = flow.node("KSampler", caption="Plain", model=model[0], **common)
     plain_image, plain_save = draw(flow, plain, vae, "plain")
-    aqclip = flow.node("GimbalAQClip", model=model[0])
+    aqclip = flow.node("GimbalAQClip", model=model[0], corridor="gentle")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
     sampler = flow.node("KSampler", caption="AQClip and Micrograin", model=grain[0], **common)
     image, save = draw(flow, sampler, vae, "stabilised")

@@ -27,7 +27,7 @@ def calm_places(flow: Workflow) -> None:
     common |= {"cfg": cfg[0], "sampler_name": "euler", "scheduler": "simple"}
     plain = flow.node("KSampler", caption="Plain CFG", model=shift[0], **common)
     plain_image, plain_save = picture(flow, plain, vae[0], "plain")
-    samg = flow.node("GimbalSAMG", model=shift[0], w_min=1.1, w_max=2.7)
+    samg = flow.node("GimbalSAMG", model=shift[0])
     sampler = flow.node("KSampler", caption="SAMG", model=samg[0], **common)
     image, save = picture(flow, sampler, vae[0], "samg")
     preview = flow.node("GimbalGuidancePreview", latent=sampler[0], model=samg[0])
@@ -35,11 +35,11 @@ def calm_places(flow: Workflow) -> None:
     note = look(
         flow,
         "SAMG at low guidance",
-        "Same seed. Qwen-Image runs at low guidance, where **SAMG** did best on our small demo model. w_min and w_max are 0.44 "
-        "and 1.07 times cfg: as strong as plain CFG on average.",
+        "Same seed. Qwen-Image runs at low guidance, where **SAMG** did best on our small demo model. w_min and w_max follow "
+        "cfg, 0.44 and 1.07 of it: as strong as plain CFG on average.",
         "Look at the lettering and the edges, then at the calm ground between them.",
         "The strip at the bottom shows where it guided how strongly.",
-        "Try cfg 4 with 1.8 and 4.3, and cfg 1.5 with 0.7 and 1.6. At cfg 1 SAMG cannot act and says so.",
+        "Try cfg 4 and cfg 1.5. At cfg 1 SAMG cannot act and says so.",
         "With a Lightning LoRA (cfg 1) use Micrograin instead.",
     )
     compare(

@@ -44,7 +44,7 @@ def better_or_weaker(flow: Workflow) -> None:
     common |= {"steps": 25, "cfg": cfg[0], "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     plain = flow.node("KSampler", caption="Plain, same cfg", model=checkpoint[0], **common)
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
+    aqclip = flow.node("GimbalAQClip", model=checkpoint[0], corridor="gentle")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
     compared = flow.node("GimbalEqualStrength", model=grain[0], plain_model=checkpoint[0], **common)
     image, save = picture(flow, compared, checkpoint[2], "patched")
@@ -144,7 +144,7 @@ def inpainting(flow: Workflow) -> None:
     common |= {"positive": inside[0], "latent_image": masked[0], "cfg": cfg[0], "denoise": 0.9}
     plain = flow.node("KSampler", caption="Inpainted, plain", **common)
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    aqclip = flow.node("GimbalAQClip", model=checkpoint[0])
+    aqclip = flow.node("GimbalAQClip", model=checkpoint[0], corridor="gentle")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], **STRONGER)
     sampler = flow.node("KSampler", caption="Inpainted, stabilised", **{**common, "model": grain[0]})
     image, save = picture(flow, sampler, checkpoint[2], "stabilised")

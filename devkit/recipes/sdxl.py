@@ -45,7 +45,7 @@ def calm_places(flow: Workflow) -> None:
     checkpoint = load[0]
     plain = flow.node("KSampler", caption="Plain CFG", model=checkpoint[0], **common)
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    samg = flow.node("GimbalSAMG", model=checkpoint[0], w_min=3.3, w_max=8.0)
+    samg = flow.node("GimbalSAMG", model=checkpoint[0])
     guided = flow.node("KSampler", caption="SAMG", model=samg[0], **common)
     image, save = picture(flow, guided, checkpoint[2], "samg")
     preview = flow.node("GimbalGuidancePreview", latent=guided[0], model=samg[0])
@@ -55,10 +55,9 @@ def calm_places(flow: Workflow) -> None:
         "SAMG against plain CFG",
         "Same seed. **SAMG** guides each place of the picture at its own scale: less where guidance is strong, at edges, "
         "more in calm areas.",
-        "w_min and w_max are 0.44 and 1.07 times cfg, so that both sides are guided equally strongly on average. If you change "
-        "cfg, change them in proportion.",
+        "w_min and w_max follow cfg: 0.44 and 1.07 of it, so that both sides are guided equally strongly on average.",
         "The strip at the bottom shows where it guided how strongly.",
-        "Try cfg 3 with 1.3 and 3.2: on our small demo model SAMG was better than plain CFG at low scales only.",
+        "Try cfg 2: on our small demo model SAMG was better than plain CFG at low scales only.",
         "strength 0 is plain CFG, bit for bit.",
     )
     compare(
@@ -77,9 +76,9 @@ def every_node(flow: Workflow) -> None:
     checkpoint = load[0]
     plain = flow.node("KSampler", caption="Plain", model=checkpoint[0], **common)
     plain_image, plain_save = picture(flow, plain, checkpoint[2], "plain")
-    samg = flow.node("GimbalSAMG", model=checkpoint[0], w_min=5.3, w_max=12.8)
+    samg = flow.node("GimbalSAMG", model=checkpoint[0])
     rescale = flow.node("RescaleCFG", model=samg[0], multiplier=0.7)
-    aqclip = flow.node("GimbalAQClip", model=rescale[0], confidence="attention")
+    aqclip = flow.node("GimbalAQClip", model=rescale[0], corridor="gentle", confidence="attention")
     grain = flow.node("GimbalMicrograin", model=aqclip[0], form="smooth")
     sampler = flow.node("KSampler", caption="All nodes", model=grain[0], **common)
     image, save = picture(flow, sampler, checkpoint[2], "stacked")
@@ -93,7 +92,7 @@ def every_node(flow: Workflow) -> None:
         "Take one out with Ctrl+B to see its share; the order in the graph does not matter for SAMG.",
         "The strip shows what AQClip read from the attention.",
         "Try RescaleCFG 0 to 0.7. Does contrast fall? Lower it, or AQClip's strength.",
-        "SAMG's bounds are 0.44 and 1.07 times cfg, which is as strong on average; change them with cfg.",
+        "SAMG's scales follow cfg: 0.44 to 1.07 of it, which is as strong on average.",
     )
     compare(
         flow,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gimbal.core.stabilise import stabilised_cond, stabilised_guidance
+from gimbal.core.stabilise import Factors, stabilised_cond, stabilised_guidance
 
 SHAPES = [(3, 4, 9, 7), (2, 16, 3, 6, 5), (1, 1, 5, 5), (2, 3, 8)]
 
@@ -18,7 +18,24 @@ def states(shape, seed=0, dtype=torch.float32):
     return tuple(each.to(dtype) for each in (cond, uncond, clean + 0.8 * noise))
 
 
-def by_hand(cond, uncond, noisy, along, across, fade):
+def detailed(plane, fine):
+    """A plane's rows: each value away from the mean of the 3 x 3 around it, by `fine`."""
+    height, width = len(plane), len(plane[0])
+    found = []
+    for y in range(height):
+        found.append([])
+        for x in range(width):
+            near = [
+                plane[j][i]
+                for j in range(max(y - 1, 0), min(y + 2, height))
+                for i in range(max(x - 1, 0), min(x + 2, width))
+            ]
+            coarse = math.fsum(near) / len(near)
+            found[-1].append(coarse + fine * (plane[y][x] - coarse))
+    return found
+
+
+def by_hand(cond, uncond, noisy, along, across, fade, fine):
     """One sample, value by value, in Python's floats."""
     c, u, x = (each.double().flatten(1).tolist() for each in (cond, uncond, noisy))
     rows = range(len(c))
@@ -26,21 +43,27 @@ def by_hand(cond, uncond, noisy, along, across, fade):
     n = [[z - (a + b) / 2 for a, b, z in zip(c[i], u[i], x[i], strict=True)] for i in rows]
     inner = math.fsum(a * b for i in rows for a, b in zip(g[i], n[i], strict=True))
     share = inner / math.fsum(b * b for i in rows for b in n[i])
+    width = cond.shape[-1]
+    height = cond.shape[-2] if cond.ndim > 2 else 1
     found = []
     for i in rows:
         rest = [a - share * b for a, b in zip(g[i], n[i], strict=True)]
         r2 = math.fsum(v * v for v in rest) / len(rest)
-        found.append(
-            [along * share * b + across * v**3 / (v * v + fade**2 * r2) for v, b in zip(rest, n[i], strict=True)]
-        )
+        faded = [v**3 / (v * v + fade**2 * r2) if v else 0.0 for v in rest]
+        lines = [faded[start : start + width] for start in range(0, len(faded), width)]
+        planes = [detailed(lines[start : start + height], fine) for start in range(0, len(lines), height)]
+        rest = [v for plane in planes for line in plane for v in line]
+        found.append([along * share * b + across * v for v, b in zip(rest, n[i], strict=True)])
     return torch.tensor(found, dtype=torch.float64).reshape(cond.shape)
 
 
-@pytest.mark.parametrize("factors", [(2.0, 0.6, 0.5), (1.0, 0.5, 0.0), (0.0, 1.0, 2.0)])
+@pytest.mark.parametrize(
+    "factors", [(5.0, 1.15, 1.0, 1.25), (2.0, 0.6, 0.5, 1.0), (1.0, 0.5, 0.0, 0.0), (0.0, 1.0, 2.0, 2.0)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_formula(shape, factors):
     given = states(shape)
-    found = stabilised_guidance(*given, *factors)
+    found = stabilised_guidance(*given, Factors(*factors))
     for b in range(shape[0]):
         expected = by_hand(*(each[b] for each in given), *factors)
         torch.testing.assert_close(found[b].double(), expected, rtol=1e-4, atol=1e-5)
@@ -49,7 +72,7 @@ def test_it_is_the_formula(shape, factors):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_neutral_factors_give_the_guidance_itself(shape):
     cond, uncond, noisy = states(shape)
-    torch.testing.assert_close(stabilised_guidance(cond, uncond, noisy, 1.0, 1.0, 0.0), cond - uncond)
+    torch.testing.assert_close(stabilised_guidance(cond, uncond, noisy, Factors(1.0, 1.0, 0.0, 1.0)), cond - uncond)
 
 
 def test_half_of_the_rest_is_tangential_damping_to_first_order():
@@ -62,7 +85,7 @@ def test_half_of_the_rest_is_tangential_damping_to_first_order():
         pair = torch.stack([noisy - uncond, noisy - cond]).flatten(1)
         first = torch.linalg.svd(pair, full_matrices=False).Vh[0]
         damped = noisy - ((pair[0] @ first) * first).view_as(noisy)
-        error = stabilised_guidance(cond, uncond, noisy, 1.0, 0.5, 0.0).double() - (cond - damped)
+        error = stabilised_guidance(cond, uncond, noisy, Factors(1.0, 0.5, 0.0, 1.0)).double() - (cond - damped)
         apart.append(float(error.norm() / (cond - uncond).norm()))
     assert apart[0] < 2e-2 and apart[1] < 2e-3
 
@@ -119,10 +142,10 @@ def test_half_precision_is_rounded_once(dtype):
 
 def test_bad_values_are_refused():
     x = torch.zeros(1, 4, 8, 8)
-    for name in ("along", "across", "fade"):
+    for name in ("along", "across", "fade", "fine"):
         for value in (-0.1, math.nan, math.inf):
             with pytest.raises(ValueError, match=f"stabilised_guidance: {name}={value} is not a finite number"):
-                stabilised_guidance(x, x, x, **{name: value})
+                Factors(**{name: value})
     with pytest.raises(ValueError, match=r"uncond \(1, 4, 8, 9\).*; give two predictions of one noisy state"):
         stabilised_guidance(x, torch.zeros(1, 4, 8, 9), x)
     for bad in (x.int(), x[0, 0], x[:, :0]):

@@ -89,10 +89,10 @@ def test_each_node_says_what_it_did_during_and_after_the_run(texts, defaults):
         )
     )
     assert set(found) == {"10", "5:11"}
-    assert found["10"][0].startswith("acting (scales 4 to 9.6 at cfg 6, quantile,")
-    assert found["10"][-1].startswith("acted on 3 of 3 model calls (scales 4 to 9.6 at cfg 6")
-    assert found["5:11"][0].startswith("acting (smooth, quantiles 0.001 to 0.999")
-    assert found["5:11"][-1].startswith("acted on 3 of 3 model calls (smooth, quantiles")
+    assert found["10"][0].startswith("acting (scales 2.64 to 6.42 at cfg 6, quantile,")
+    assert found["10"][-1].startswith("acted on 3 of 3 model calls (scales 2.64 to 6.42 at cfg 6")
+    assert found["5:11"][0].startswith("acting (hard, quantiles 0.001 to 0.999")
+    assert found["5:11"][-1].startswith("acted on 3 of 3 model calls (hard, quantiles")
 
 
 def test_why_a_node_did_nothing_is_on_the_node(texts, defaults):
@@ -137,7 +137,7 @@ def test_latent_nodes_speak(texts, defaults):
         zip(("class_type", "inputs"), defaults("GimbalMicrograinLatent", latent=["90", 0]), strict=True)
     )
     whole["91"]["inputs"]["latent"] = ["30", 0]
-    assert texts(whole)["30"][-1].startswith("acted on the latent (smooth")
+    assert texts(whole)["30"][-1].startswith("acted on the latent (hard")
 
 
 def test_quantization_and_its_correction_speak(texts, defaults):

@@ -37,7 +37,7 @@ def predictions_of(model):
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd15", "wan"])
-@pytest.mark.parametrize(("w_min", "w_max", "expected"), [(-1.0, -1.0, (3.0, 7.2)), (2.0, 9.0, (2.0, 9.0))])
+@pytest.mark.parametrize(("w_min", "w_max", "expected"), [(-1.0, -1.0, (1.98, 4.815)), (2.0, 9.0, (2.0, 9.0))])
 def test_the_guided_prediction_is_samgs(tiny, denoised_seen, samg, family, w_min, w_max, expected):
     from gimbal.core.samg import samg as kernel
 
@@ -46,6 +46,21 @@ def test_the_guided_prediction_is_samgs(tiny, denoised_seen, samg, family, w_min
     guided = denoised_seen(samg(model, w_min=w_min, w_max=w_max), family, cfg=4.5)
     for (cond, uncond), result in zip(seen, guided, strict=True):
         torch.testing.assert_close(result, kernel(cond, uncond, *expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("preset", "share"), [("w_min and w_max", 1.0), ("paper's shares: 2/3 to 1.6 of cfg", 1.5)])
+def test_the_default_keeps_the_mean_scale_at_cfg_and_the_papers_shares_raise_it(samg, preset, share):
+    """Of an energy like that of real guidance, most of it in few places: exponentially distributed to the fourth power."""
+    from gimbal.core.samg import samg_cond
+    from gimbal.host.sampling.stages import Window
+    from gimbal.nodes.samg import SAMGStage
+
+    generator = torch.Generator().manual_seed(0)
+    amplitude = torch.empty(4, 1, 64, 64).exponential_(generator=generator).square()
+    g = torch.randn(4, 16, 64, 64, generator=generator) * amplitude
+    stage = SAMGStage("SAMG", Window(), preset, -1.0, -1.0, "quantile", "linear", "clip", 1.0)
+    _, _, scale = samg_cond(g, torch.zeros_like(g), 7.0, stage.range(7.0), "quantile")
+    assert float(scale.mean()) == pytest.approx(7.0 * share, rel=0.05)
 
 
 def test_equal_scales_are_plain_cfg_bit_for_bit(tiny, samg):
@@ -98,7 +113,7 @@ def neighbour(name):
 
 
 def plainly_steered(model, cfg=3.0):
-    """SAMG by hand, in the paper's words: the scale falls from 1.6 to 2/3 of cfg as the energy rises from least to most."""
+    """SAMG by hand, in the paper's words: the scale falls from 1.07 to 0.44 of cfg as the energy rises from least to most."""
     patched = model.clone()
 
     def steer(args):
@@ -107,7 +122,7 @@ def plainly_steered(model, cfg=3.0):
         low, high = (energy.flatten(1).amin(1), energy.flatten(1).amax(1))
         spread = [-1, *[1] * (cond.ndim - 1)]
         share = (energy - low.view(spread)) / (high - low).view(spread)
-        scale = 1.6 * cfg - share * (1.6 - 2 / 3) * cfg
+        scale = 1.07 * cfg - share * (1.07 - 0.44) * cfg
         return [uncond + (scale / cfg).float() * (cond - uncond), uncond]
 
     patched.set_model_sampler_pre_cfg_function(steer)
@@ -193,7 +208,7 @@ def test_a_range_out_of_order_is_refused(tiny, samg):
     ("given", "both"), [({"w_min": 8.0}, {"w_min": 8.0, "w_max": 8.0}), ({"w_max": 1.0}, {"w_min": 1.0, "w_max": 1.0})]
 )
 def test_an_end_that_follows_cfg_gives_way_to_the_one_that_is_given(tiny, samg, caplog, given, both):
-    """At cfg 3 the others would be 4.8 and 2."""
+    """At cfg 3 the others would be 3.2 and 1.3."""
     caplog.set_level("INFO")
     model = tiny.model("sd3")
     found = tiny.sample(samg(model, **given), "sd3", cfg=3.0)
