@@ -213,7 +213,8 @@ def _after_a_run(info: dict) -> int:
     """What a node of the pack grows by: its words, if it knows its own number, and its picture."""
     if _pack(info) == CORE:
         return 0
-    return sizes.SAID * ("unique_id" in info["input"].get("hidden", {})) + sizes.SHOWN * info.get("output_node", False)
+    picture = sizes.CARD if "QDRIFT_STATS" in info["output"] else sizes.SHOWN
+    return sizes.SAID * ("unique_id" in info["input"].get("hidden", {})) + picture * info.get("output_node", False)
 
 
 def _pack(info: dict) -> str:

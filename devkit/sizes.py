@@ -11,8 +11,8 @@ CANVAS_HEAD, CANVAS_WIDGET, CANVAS_TEXT = 16, 24, 110
 # As measured on frontend 1.58.1. A Vue node grows to these whatever size was saved. A pack's name stands below its nodes, and
 # "Issues" below a loader whose file is missing.
 VUE_HEAD, VUE_WIDGET, VUE_STRING, VUE_TEXT, VUE_FOOT = 14, 28, 36, 68, 24
-# By which a node of the pack grows below its widgets: by what it says of a run, and by a picture.
-SAID, SHOWN = 70, 300
+# By which a node of the pack grows below its widgets: by what it says of a run, by a picture, by a calibration's card.
+SAID, SHOWN, CARD = 70, 300, 730
 
 
 def on_canvas(sockets: int, widgets: Sequence[Widget]) -> int:

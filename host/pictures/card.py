@@ -18,7 +18,7 @@ from .maps import FAINT, INK, PAPER
 WIDTH, MARGIN, BAND = 480, 24, 72
 HEADING, BODY, SMALL = 36, 27, 21  # sizes of letters
 SPACING = 1.25  # of lines
-MOST_LINES = 6  # of one paragraph
+MOST_LINES = 9  # of one paragraph
 COLOURS = {
     Outcome.HELPS: (32, 122, 76),
     Outcome.NOTHING: (84, 92, 104),

@@ -30,7 +30,7 @@ IMAGES = """kind => app.graph._nodes.filter(n => n.type === kind).map(n => {
 AFTER_A_RUN = """([pictures, speaking, words]) => {
     const tell = (name, detail) => app.api.dispatchEvent(new CustomEvent(name, {detail}))
     for (const n of app.graph._nodes) {
-        const node = String(n.id), filename = pictures[n.type.startsWith("Gimbal") ? 0 : n.size[0] < 500 ? 1 : n.type === "SaveImage" ? 2 : 3]
+        const node = String(n.id), filename = pictures[n.type.startsWith("GimbalQDriftCalibrate") ? 4 : n.type.startsWith("Gimbal") ? 0 : n.size[0] < 500 ? 1 : n.type === "SaveImage" ? 2 : 3]
         const output = {images: [{filename, subfolder: "", type: "output"}]}
         if (n.constructor.nodeData?.output_node) tell("executed", {node, display_node: node, prompt_id: "1", output})
         if (speaking.includes(n.type)) tell("progress_text", {nodeId: node, text: words})
@@ -197,6 +197,7 @@ def test_there_is_room_for_what_a_run_shows(page, server, path):
     folder = server.base / "output"
     folder.mkdir(exist_ok=True)
     shapes = {"card.png": (480, 360), "square.png": (512, 512), "sheet.png": (959, 518), "strip.png": (1024, 512)}
+    shapes["verdict.png"] = (480, 800)
     for name, shape in shapes.items():
         Image.new("RGB", shape, (30, 120, 70)).save(folder / name)
     known = server.get("/object_info")

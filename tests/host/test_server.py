@@ -104,6 +104,7 @@ def test_nodes_are_registered_and_explain_themselves(ours):
         "GimbalEqualStrength",
         "GimbalSAMG",
         "GimbalGuidancePreview",
+        "GimbalPrecisionPlan",
         "GimbalQDrift",
         "GimbalQDriftCalibrate",
         "GimbalQDriftCalibrateFrom",
