@@ -13,6 +13,7 @@ import math
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -84,14 +85,24 @@ def fetch(folder: Path) -> None:
         draft.rename(folder / name)
 
 
-def load(folder: Path) -> Things:
-    """All things that both sets draw, in the order of Unicode's list. FileNotFoundError before `fetch`."""
+def load(folder: Path, groups: Collection[str] | None = None) -> Things:
+    """All things that both sets draw, in the order of Unicode's list.
+
+    Args:
+        groups: of Unicode's, those to keep; None: all but LEFT_OUT.
+    Raises:
+        FileNotFoundError: before `fetch`. ValueError: there is no such group.
+    """
     listed = json.loads((folder / "emoji-datasource-google" / "package" / "emoji.json").read_text())
     about = json.loads((folder / "emojilib" / "package" / "dist" / "emoji-en-US.json").read_text())
+    known = {each["category"] for each in listed} - LEFT_OUT
+    wanted = known if groups is None else set(groups)
+    if wanted - known:
+        raise ValueError(f"groups {sorted(wanted - known)} are none of {', '.join(sorted(known))}.")
     kept = [
         each
         for each in sorted(listed, key=lambda each: each["sort_order"])
-        if each["category"] not in LEFT_OUT and all(each[f"has_img_{name}"] for name in SETS)
+        if each["category"] in wanted and all(each[f"has_img_{name}"] for name in SETS)
     ]
     pictures = torch.stack([torch.stack([_picture(folder, name, each["image"]) for each in kept]) for name in SETS])
     names = tuple(tuple(dict.fromkeys([_plain(each["name"]), *map(_plain, each["short_names"])])) for each in kept)

@@ -10,13 +10,16 @@ anew each time (some minutes).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,16 +39,22 @@ COLUMNS = 8  # of a sheet
 TOP = 5
 
 
-def held_out_prompts(things: Things, count: int, skip: int = 0) -> tuple[list[str], Tensor]:
+def held_out_prompts(
+    things: Things, count: int, skip: int = 0, groups: Collection[str] | None = None
+) -> tuple[list[str], Tensor]:
     """Pairs of thing and ground that no training prompt names, groups in turn, each in the order of the pairs' hashes.
 
     Args:
-        skip: so many of the order are left out before.
+        skip: so many of the order are left out before. groups: whose things are asked for; None: all.
     Returns:
         Prompts, and their things (count,).
     """
-    of_group: dict[str, list[tuple[int, str, int]]] = {group: [] for group in sorted(set(things.groups))}
+    of_group: dict[str, list[tuple[int, str, int]]] = {
+        group: [] for group in sorted(set(things.groups) & set(groups or things.groups))
+    }
     for thing, (names, group) in enumerate(zip(things.names, things.groups, strict=True)):
+        if group not in of_group:
+            continue
         for ground in emoji_pictures.GROUNDS:
             if emoji_pictures.held_out(names[0], ground):
                 prompt = f"{names[0]} on {ground}"
@@ -106,6 +115,12 @@ def recognised(network: nn.Module, things: Things, pictures: Tensor, asked: Tens
     return sums.argmax(1) == groups[asked], (logits.topk(TOP, 1).indices == asked[:, None]).any(1)
 
 
+def trained_groups(model: Path) -> list[str] | None:
+    """Of the things that a model's file says it was trained on last; None where it does not say."""
+    with safe_open(model, "pt") as file:
+        return json.loads(file.metadata()["gimbal_demo"]).get("groups")
+
+
 def load_network(comfyui: Path, model: Path) -> nn.Module:
     """The picture model, in float32."""
     network = train_pictures.build_network(comfyui).eval().requires_grad_(False)
@@ -151,7 +166,7 @@ def main() -> None:
     args = parser.parse_args()
     emoji_pictures.fetch(args.data)
     things = emoji_pictures.load(args.data)
-    prompts, asked = held_out_prompts(things, PROMPTS)
+    prompts, asked = held_out_prompts(things, PROMPTS, groups=trained_groups(args.model))
     network = load_network(args.comfyui, args.model)
     with torch.inference_mode():
         found = [sample(network, prompts, args.cfg, args.steps, seed) for seed in args.seeds]

@@ -117,10 +117,11 @@ def main() -> None:
         __doc__.splitlines()[0], OUTPUT, iterations=60000, rate=1.5e-3, seed=0, threads=1, glyphs=False
     )
     parser.add_argument("--data", type=Path, default=DATA, help="where the packages go")
+    parser.add_argument("--groups", nargs="+", help="of Unicode's, such as 'Food & Drink'; default: all but flags")
     args = parser.parse_args()
     fitting.prepare(args)
     emoji_pictures.fetch(args.data)
-    examples = Examples(emoji_pictures.load(args.data), args.seed)
+    examples = Examples(emoji_pictures.load(args.data, args.groups), args.seed)
     network = build_network(args.comfyui)
 
     def loss_of(step: int) -> Tensor:
@@ -129,6 +130,7 @@ def main() -> None:
     recipe = {
         "batch": BATCH,
         "things": len(examples.things.names),
+        "groups": sorted(set(examples.things.groups)),
         "data": emoji_pictures.PACKAGES,
         "credit": emoji_pictures.CREDIT,
     }

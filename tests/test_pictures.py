@@ -111,6 +111,9 @@ def test_things_are_what_both_sets_draw(pictures, tmp_path):
     assert found.names == (("red heart", "heart"), ("pizza slice", "pizza"))
     assert found.keywords == (("love",), ("pizza", "party food"))
     assert found.groups == ("Smileys & Emotion", "Food & Drink")
+    assert pictures.load(tmp_path, ["Food & Drink"]).names == found.names[1:]
+    with pytest.raises(ValueError, match=r"groups .'Flags'. are none of Food & Drink, "):
+        pictures.load(tmp_path, ["Flags"])
     assert found.pictures.shape == (2, 2, 4, 64, 64)
     assert found.pictures[0, 0, :, 0, 0].tolist() == [100, 50, 25, 128]  # colour times alpha
 
@@ -248,6 +251,16 @@ def judge(on_path):
     return judge_pictures
 
 
+def test_the_file_names_the_groups_that_are_asked_for(judge, tmp_path):
+    import json
+
+    from safetensors.torch import save_file
+
+    for recipe, wanted in (({"groups": ["food"]}, ["food"]), ({}, None)):
+        save_file({"weight": torch.zeros(1)}, tmp_path / "model", {"gimbal_demo": json.dumps(recipe)})
+        assert judge.trained_groups(tmp_path / "model") == wanted
+
+
 def test_judged_prompts_are_held_out_and_take_the_groups_in_turn(pictures, judge, things):
     names = tuple((f"thing {i}",) for i in range(200))
     groups = tuple(("food", "animals", "people", "symbols")[i % 4] for i in range(200))
@@ -258,6 +271,8 @@ def test_judged_prompts_are_held_out_and_take_the_groups_in_turn(pictures, judge
         name, _, ground = prompt.partition(" on ")
         assert (name,) == names[thing] and pictures.held_out(name, ground)
     assert judge.held_out_prompts(many, 4, skip=8)[0] == found[8:]
+    _, of_one = judge.held_out_prompts(many, 4, groups=["food"])
+    assert {groups[i] for i in of_one.tolist()} == {"food"} and of_one[0] == asked[1]
     assert len(set(found)) == 12
     with pytest.raises(ValueError, match="9000 held-out prompts are asked for; there are"):
         judge.held_out_prompts(many, 9000)
