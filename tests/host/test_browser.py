@@ -343,11 +343,11 @@ def test_what_a_node_did_is_read_on_it_after_the_run(page, renderer, artefacts):
         browser.press_run(page)
         page.wait_for_timeout(1500)  # for what the frontend does at the end of a job
         guided = (
-            f"acted on {steps} of {steps} model calls (scales 4 to 9.6 at cfg 6"
+            f"acted on {steps} of {steps} model calls (scales 2.64 to 6.42 at cfg 6"
             if cfg > 1
             else "did nothing. At cfg 1"
         )
-        for words in (guided, f"acted on {steps} of {steps} model calls (smooth"):
+        for words in (guided, f"acted on {steps} of {steps} model calls (hard"):
             page.get_by_text(words).first.wait_for()
     browser.close_messages(page)
     page.screenshot(path=artefacts / f"speaking_{renderer}.png")
