@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def load(comfyui: Path, precision: str, kind: str = "flow") -> Any:
 
 
 def _rounded(model: Any) -> Any:
-    from gimbal.nodes.simulate_quantization import BLOCKS, BY_PRESET, GimbalSimulateQuantization
-
-    options = {"weight_bits": BY_PRESET, "activation_bits": BY_PRESET, "group_size": 64, "rank": 0, "layers": BLOCKS}
-    return GimbalSimulateQuantization.execute(model, preset="W4A4", **options)[0]
+    node = import_module("gimbal.nodes.simulate_quantization")  # ComfyUI is on the path once the model is loaded
+    bits = {"weight_bits": node.BY_PRESET, "activation_bits": node.BY_PRESET}
+    options = {"preset": "W4A4", "group_size": 64, "rank": 0, "layers": node.BLOCKS, **bits}
+    return node.GimbalSimulateQuantization.execute(model, **options)[0]
