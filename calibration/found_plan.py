@@ -52,12 +52,12 @@ class FoundPlan:
         return next((fault for fault in map(_exemption_fault, exemptions) if fault), None)
 
     def describe(self) -> str:
-        """ "3 ranges of sigma and 12 layers with unrounded activations, 9.8 % of these layers' multiply-adds"."""
+        """ "3 ranges of steps and 12 layers with unrounded activations, 9.8 % of the rounded layers' multiply-adds"."""
         ranges = sum(each.layers is None for each in self.plan.exemptions)
-        layers = {name for each in self.plan.exemptions for name in each.layers or ()}
-        parts = [f"{n} {word}{'s' * (n > 1)}" for n, word in ((ranges, "range of steps"), (len(layers), "layer")) if n]
-        named = " and ".join(parts).replace("range of stepss", "ranges of steps")
-        return f"{named} with unrounded activations, {percent(self.share)} of the rounded layers' multiply-adds"
+        layers = len({name for each in self.plan.exemptions for name in each.layers or ()})
+        parts = [f"{ranges} range{'s' * (ranges > 1)} of steps"] * (ranges > 0)
+        parts += [f"{layers} layer{'s' * (layers > 1)}"] * (layers > 0)
+        return f"{' and '.join(parts)} with unrounded activations, {percent(self.share)} of the rounded layers' multiply-adds"
 
     def table(self) -> list[str]:
         """Lines of text: what each step range and each group of layers gained alone, and which were chosen."""

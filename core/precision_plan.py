@@ -10,9 +10,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean, stdev
 from typing import Any
 
 SLACK = 1e-9  # of a budget that is met exactly
+TINY = 1e-30  # keeps 0/0 out
+MOST_RANGES = 10  # of steps, that are measured one by one
+SMALLEST_GROUP = 1 / 12  # of the multiply-adds: smaller budgets take groups of their own size
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,13 @@ class Candidate:
     gain: float
     standard_error: float = 0.0
 
+    @classmethod
+    def measured(cls, exemption: Exemption, errors: Sequence[float], plain: Sequence[float]) -> Candidate:
+        """errors: of each run with the exemption, squared; plain: of the same runs without it."""
+        gains = [1.0 - after / max(before, TINY) for after, before in zip(errors, plain, strict=True)]
+        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        return cls(exemption, fmean(gains), error)
+
 
 def first_and_last(sigmas: Sequence[float], first: int, last: int) -> PrecisionPlan:
     """All layers in the first and the last steps of a schedule.
@@ -161,6 +172,21 @@ def layer_groups(multiply_adds: Mapping[str, int], share: float) -> list[Exempti
         groups[-1].append(layer)
         spent += cost
     return [Exemption(layers=tuple(group)) for group in groups if group]
+
+
+def parts_within(budget: float, sigmas: Sequence[float], multiply_adds: Mapping[str, int]) -> list[Exemption]:
+    """What is to be measured alone under a budget: ranges of steps, then groups of layers, each of which fits it.
+
+    Args:
+        budget: share of a run's multiply-adds, above 0. sigmas: N + 1 noise levels, as a sampler takes them.
+        multiply_adds: of each rounded layer in one call.
+    Raises:
+        ValueError: budget is not above 0.
+    """
+    steps = len(sigmas) - 1
+    size = min(math.ceil(steps / MOST_RANGES), int(budget * steps + SLACK))
+    ranges = step_ranges(sigmas, size) if size > 0 else []
+    return [*ranges, *layer_groups(multiply_adds, min(budget, max(SMALLEST_GROUP, budget / 2)))]
 
 
 def choose(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from statistics import fmean, stdev
 
 from torch import Tensor, nn
 
-from gimbal.core.precision_plan import Candidate, Exemption, PrecisionPlan, choose, layer_groups, step_ranges
+from gimbal.core.precision_plan import Candidate, PrecisionPlan, choose, parts_within
 
 from .formats import RoundedLinear
 from .paired_sampler import PairedSampler
 
-RUNS, MOST_RANGES, SMALLEST_GROUP = 2, 10, 1 / 12  # host/calibrating/planning.py
+RUNS = 2  # as in host/calibrating/planning.py, which needs ComfyUI to be imported
 Sample = Callable[[PrecisionPlan, Tensor, Tensor], Tensor]  # plan, labels and first states to final latents
 
 
@@ -28,17 +26,9 @@ def find(sampler: PairedSampler, budget: float, sample: Sample) -> PrecisionPlan
 
     plain = error(PrecisionPlan())
     candidates = []
-    for exemption in exemptions(sigmas, work, budget):
-        gains = [1.0 - after / before for after, before in zip(error(PrecisionPlan((exemption,))), plain, strict=True)]
-        candidates.append(Candidate(exemption, fmean(gains), stdev(gains) / math.sqrt(len(gains))))
+    for exemption in parts_within(budget, sigmas, work):
+        candidates.append(Candidate.measured(exemption, error(PrecisionPlan((exemption,))), plain))
     return choose(candidates, sigmas[:-1], work, budget)
-
-
-def exemptions(sigmas: list[float], work: dict[str, int], budget: float) -> list[Exemption]:
-    steps = len(sigmas) - 1
-    size = min(math.ceil(steps / MOST_RANGES), int(budget * steps + 1e-9))
-    ranges = step_ranges(sigmas, size) if size else []
-    return [*ranges, *layer_groups(work, min(budget, max(SMALLEST_GROUP, budget / 2)))]
 
 
 def multiply_adds(network: nn.Module, call: Callable[[], object]) -> dict[str, int]:

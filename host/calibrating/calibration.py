@@ -44,7 +44,7 @@ class Calibration:
     Attributes:
         residuals: after `run`, the shape of the error at each level, over all runs.
     Raises:
-        ValueError: the sampler has no corrected form, and moments are to be matched.
+        ValueError: the sampler has no corrected form, and moments are to be matched; budget is no share.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Calibration:
         progress: Progress,
         origin: Mapping[str, str],
     ):
+        if not 0.0 <= settings.budget <= 1.0:
+            raise ValueError(f"{node}: budget is {settings.budget}; set a share of 0 (no plan) to 1.")
         plan = _plan(node, models, schedule, settings)
         split = len(runs) - settings.held_out
         measured, held_out = tuple(runs[:split]), tuple(runs[split:])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
 
 import comfy.model_management
 import comfy.samplers
@@ -15,7 +13,7 @@ from torch import Tensor
 from ...calibration.found_plan import FoundPlan
 from ...calibration.trajectories import TrajectoryStore
 from ...calibration.trial import compared
-from ...core.precision_plan import Candidate, Exemption, PrecisionPlan, choose, layer_groups, step_ranges
+from ...core.precision_plan import Candidate, PrecisionPlan, choose, parts_within
 from ..acting_plan import ActingPlan, Around
 from ..precision import NOTHING_ROUNDED, counted
 from ..precision_switches import switches
@@ -28,8 +26,6 @@ from .task import Task
 
 logger = logging.getLogger(__name__)
 RUNS = 2  # on which each candidate is measured
-MOST_RANGES = 10  # of steps, that are measured one by one
-SMALLEST_GROUP = 1 / 12  # of the multiply-adds: smaller budgets take groups of their own size
 
 
 def with_plan(task: Task, store: TrajectoryStore) -> Task:
@@ -48,17 +44,14 @@ def with_plan(task: Task, store: TrajectoryStore) -> Task:
         _count(task, runs[0], products)
     if not any(products.found.values()):
         return _without(task, NOTHING_ROUNDED)
-    exemptions = _exemptions(task, products.found)
+    exemptions = parts_within(task.settings.budget, task.schedule.sigmas.tolist(), products.found)
     task.progress.grow(len(runs) * len(exemptions) * task.schedule.steps)
     candidates = []
     for number, exemption in enumerate(exemptions, 1):
         acting = ActingPlan(PrecisionPlan((exemption,)))
         words = f"Quantized: part {number} of {len(exemptions)} with unrounded activations"
-        gains = [
-            1.0 - _error(task, store, run, number, acting, words) / max(before, 1e-30)
-            for run, before in zip(runs, plain, strict=True)
-        ]
-        candidates.append(Candidate(exemption, fmean(gains), _standard_error(gains)))
+        errors = [_error(task, store, run, number, acting, words) for run in runs]
+        candidates.append(Candidate.measured(exemption, errors, plain))
     sigmas = task.schedule.sigmas[:-1].tolist()
     plan = choose(candidates, sigmas, products.found, task.settings.budget)
     if not plan.exemptions:
@@ -90,14 +83,6 @@ def _record(task: Task, runs: Sequence[CalibrationRun], store: TrajectoryStore) 
     record_all(task.node, full, task.schedule, runs, store, task.progress, watch)
     if not task.settings.interleaved:
         comfy.model_management.unload_all_models()
-
-
-def _exemptions(task: Task, products: dict[str, int]) -> list[Exemption]:
-    """What is tried alone: only what fits the budget."""
-    budget, steps = task.settings.budget, task.schedule.steps
-    size = min(math.ceil(steps / MOST_RANGES), int(budget * steps + 1e-9))
-    ranges = step_ranges(task.schedule.sigmas.tolist(), size) if size else []
-    return [*ranges, *layer_groups(products, min(budget, max(SMALLEST_GROUP, budget / 2)))]
 
 
 def _error(
@@ -158,7 +143,3 @@ def _count(task: Task, run: CalibrationRun, products: _Products) -> None:
         return x
 
     final_state(task.models.quantized, task.schedule, run, comfy.samplers.KSAMPLER(sampler), lambda step: None)
-
-
-def _standard_error(values: Sequence[float]) -> float:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

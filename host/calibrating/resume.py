@@ -54,7 +54,9 @@ class Resume:
 
     def save_error(self, run: CalibrationRun, number: int, error: float) -> None:
         """What a candidate of the precision plan leaves of a run's error."""
-        resume_parts.save(self._error(run, number), {"error": torch.tensor([error], dtype=torch.float64)})
+        resume_parts.save(
+            self._error(run, number), {"error": torch.tensor([error], dtype=torch.float64, device="cpu")}
+        )
 
     def load_error(self, run: CalibrationRun, number: int) -> float | None:
         return self._usable(lambda: resume_parts.load_error(self._error(run, number)))

@@ -14,6 +14,7 @@ from gimbal.core.precision_plan import (
     choose,
     first_and_last,
     layer_groups,
+    parts_within,
     step_ranges,
 )
 
@@ -67,6 +68,24 @@ def test_groups_of_layers_keep_their_order_and_their_share(share):
     assert all(group.covers(sigma, group.layers[0]) for group in groups for sigma in CALLS)
     for group, following in itertools.pairwise(groups):  # none could have taken the next one's first layer
         assert sum(work[name] for name in (*group.layers, following.layers[0])) > most
+
+
+@pytest.mark.parametrize(
+    "steps, budget, ranges", [(5, 0.1, 0), (5, 0.2, 5), (20, 0.1, 10), (20, 0.05, 20), (40, 0.3, 10)]
+)
+def test_parts_that_are_measured_fit_the_budget_each(steps, budget, ranges):
+    sigmas = [1.0 - i / steps for i in range(steps + 1)]
+    work = {f"layer{i}": 1 + i % 4 for i in range(60)}
+    parts = parts_within(budget, sigmas, work)
+    assert sum(part.layers is None for part in parts) == ranges and len(parts) > ranges
+    assert all(PrecisionPlan((part,)).share(sigmas[:-1], work) <= budget + 1e-9 for part in parts)
+    assert {name for part in parts for name in part.layers or ()} == set(work)
+
+
+def test_a_gain_is_the_mean_over_runs():
+    found = Candidate.measured(Exemption(), [1.0, 3.0], [2.0, 4.0])
+    assert found.gain == pytest.approx(0.375) and found.standard_error == pytest.approx(0.125)
+    assert Candidate.measured(Exemption(), [1.0], [4.0]).standard_error == 0.0
 
 
 def test_levels_at_which_a_plan_acts():

@@ -71,6 +71,7 @@ def test_it_measures_each_part_and_keeps_to_the_budget(comfy, tiny, run):
 def test_the_file_holds_it_and_the_trial_tries_it(run):
     from gimbal.calibration.report import describe, text
     from gimbal.calibration.statistics import QDriftStatistics
+    from gimbal.calibration.trial import Trial
     from gimbal.calibration.verdict import verdict
 
     found, _, path, _ = run(held_out=1, correction="drift and moments")
@@ -81,8 +82,10 @@ def test_the_file_holds_it_and_the_trial_tries_it(run):
     assert loaded.trial.mean_error(names.index("plan")) < loaded.trial.mean_error(0)
     for told in (describe(loaded), text(loaded)):
         assert told.count("* chosen: ") == 1 and "precision plan, budget 50 %" in told
-    if loaded.trial.advice().correction:
-        assert "Precision plan: " in verdict(loaded).cost
+    held = Trial((("plain", 0.0), ("plan", 1.0)), ((1.0, 1.0), (0.1, 0.1)), ((1.0, 1.0), (0.1, 0.1)))
+    told = verdict(replace(loaded, trial=held))
+    assert "'plan' (unrounded activations where they count most) takes away" in told.line
+    assert told.cost == f"Precision plan: {loaded.plan.describe()}."
 
 
 def test_the_rest_is_found_under_the_plan(run):
@@ -158,13 +161,11 @@ def test_a_plan_that_meets_another_model_says_so(comfy, tiny, twin, run, caplog)
     assert torch.equal(after, latent(comfy, tiny, model, 5))
 
 
-@pytest.mark.parametrize("budget", [0.04, 0.3])
-def test_a_budget_smaller_than_a_step_takes_layers_alone(run, budget):
-    found = run(budget=budget)[0].plan
-    if budget < 0.25:
-        assert found is None or all(each.exemption.layers for each in found.measured)
-    if found is not None:
-        assert found.share <= budget
+@pytest.mark.parametrize("budget", [math.nan, -0.1, 1.5])
+def test_a_budget_that_is_no_share_is_refused_before_anything_runs(folders, run, budget):
+    with pytest.raises(ValueError, match=r"Q-Drift Calibrate: budget is .*; set a share of 0"):
+        run(budget=budget)
+    assert not list(folders.rglob("*.safetensors")) and not list(folders.rglob("*.partial"))
 
 
 def test_a_calibration_without_a_budget_says_that_one_could_help(run, tiny, twin, caplog):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantized_layouts import ALGORITHMS
 from safetensors.torch import load_file
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "FORMATS.md"
@@ -17,14 +18,6 @@ CAST = "weight_dtype"  # no file of its own: the loader casts
 SAFETENSORS = ("fp8", "fp8_scaled", "fp8_mixed", "fp8_tagged", "nvfp4", "mxfp8", "int8", "convrot_w4a4", "asym_w4a8")
 GGUF = ("gguf-q8_0", "gguf-q5_0", "gguf-q4_0")
 MISREAD = ("fp8_mixed", "fp8_tagged")  # by a ComfyUI that does not know them: it loads them without an error
-ALGORITHMS = {
-    "fp8_mixed": "float8_e4m3fn",
-    "nvfp4": "nvfp4",
-    "mxfp8": "mxfp8",
-    "int8": "int8_tensorwise",
-    "convrot_w4a4": "convrot_w4a4",
-    "asym_w4a8": "asym_w4a8_int8",
-}
 SEEDS, SEED = (0, 1), 5  # of the calibration, and of a run beside it
 STEPS, CFG = 4, 3.0
 # What a calibration file says of the weights, by format; new ComfyUI reads all fp8 files into one kind of tensor.

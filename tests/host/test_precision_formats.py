@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from quantized_layouts import ALGORITHMS
 from rounding import allowed, assert_equal_but_for_rounding, of_run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "demo" / "models" / "gimbal_letters_fp16.safetensors"
-ALGORITHMS = {
-    "fp8_mixed": "float8_e4m3fn",
-    "nvfp4": "nvfp4",
-    "mxfp8": "mxfp8",
-    "int8": "int8_tensorwise",
-    "convrot_w4a4": "convrot_w4a4",
-    "asym_w4a8": "asym_w4a8_int8",
-}
 NODE, STEPS = "Keep Composition (Precision Plan)", 4
 
 
