@@ -21,6 +21,7 @@ def load(name):
 
 calibrating = load("calibrating")
 load("rounding")
+load("quantized_layouts")
 folders, twin, calibrate = calibrating.folders, calibrating.twin, calibrating.calibrate
 
 
